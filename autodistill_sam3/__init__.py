@@ -1,0 +1,56 @@
+"""Images and class names in, a dataset of masks out: Florence-2 proposes boxes, SAM 3 segments from boxes and text.
+
+Importing this package loads nothing else: names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autodistill_sam3.base_models import Florence2, GroundedSAM3, SegmentAnything3
+    from autodistill_sam3.errors import (
+        AutodistillSAM3Error,
+        CheckpointError,
+        CheckpointNotFoundError,
+        DeviceError,
+        ImageError,
+        InputFolderError,
+        LabelingError,
+        OntologyError,
+        OutputFolderError,
+        SettingError,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutodistillSAM3Error",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "DeviceError",
+    "Florence2",
+    "GroundedSAM3",
+    "ImageError",
+    "InputFolderError",
+    "LabelingError",
+    "OntologyError",
+    "OutputFolderError",
+    "SegmentAnything3",
+    "SettingError",
+]
+
+_BASE_MODELS = frozenset({"Florence2", "GroundedSAM3", "SegmentAnything3"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"{__name__}.{'base_models' if name in _BASE_MODELS else 'errors'}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,75 @@
+"""Which device a model runs on, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Literal, get_args
+
+from autodistill_sam3.errors import DeviceError, SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+def select_device(device: str | None = None) -> torch.device:
+    """The device to run on.
+
+    Args:
+        device: A torch device name such as `"cpu"`, `"cuda:1"` or `"mps"`. None takes the first of CUDA, MPS and CPU
+            that is there.
+
+    Raises:
+        DeviceError: The name is unknown, or this machine has no such device.
+
+    Example:
+        >>> select_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    has_mps = torch.backends.mps.is_available()
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        selected = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"Expected a device such as 'cpu' or 'cuda:1', received {device!r}") from error
+    available = torch.cuda.device_count()
+    if selected.type == "cuda" and (selected.index or 0) >= available:
+        raise DeviceError(f"Expected one of the {available} CUDA devices of this machine, received {device!r}")
+    if selected.type == "mps" and not has_mps:
+        raise DeviceError("This machine has no MPS device; pass device='cpu'")
+    return selected
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype to autocast to, or None for ``float32``.
+
+    Args:
+        precision: `"auto"` takes bf16 on GPUs that compute in it, fp16 on those that do not, fp32 on CPU and MPS.
+        device: Where the model runs.
+
+    Raises:
+        SettingError: The precision is unknown.
+    """
+    import torch
+
+    if precision not in get_args(Precision):
+        raise SettingError(f"Expected precision to be one of {get_args(Precision)}, received {precision!r}")
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bf16 else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
+    """A context in which torch computes in `dtype`; nothing when it is None."""
+    import torch
+
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)  # type: ignore[no-any-return, unused-ignore]

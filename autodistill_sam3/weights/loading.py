@@ -1,0 +1,113 @@
+"""A checkpoint folder -> a model with every tensor accounted for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from autodistill_sam3.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+    Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def load_model(model_class: type[Model], folder: Path) -> Model:
+    """Load a transformers model in ``float32``, on the CPU, for inference.
+
+    transformers itself only warns of tensors that are missing and leaves them random
+    (and so labels nonsense); here that is an error.
+
+    Args:
+        model_class: A transformers model class with `from_pretrained`.
+        folder: A folder in transformers layout.
+
+    Raises:
+        CheckpointError: A file is damaged, or tensors are missing, unexpected or of another shape.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    load: Any = model_class.from_pretrained
+    try:
+        with _quiet_transformers():
+            model, report = load(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    # transformers reports a wrong shape as RuntimeError and a missing shard as OSError.
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {error}") from error
+    _check_tensors(report, folder)
+    loaded: Model = model.eval().requires_grad_(False)
+    return loaded
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer, padding on the right.
+
+    Raises:
+        CheckpointError: Its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise CheckpointError(f"Expected tokenizer.json in {folder}, received none. Copy it from the same source.")
+    try:
+        with _quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, padding_side="right"
+            )
+    # The tokenizers library raises plain Exception for a damaged file.
+    except Exception as error:
+        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
+    return tokenizer
+
+
+def load_image_processor(folder: Path) -> BaseImageProcessor:
+    """Load a checkpoint's image preprocessing.
+
+    Raises:
+        CheckpointError: Its file is missing or damaged.
+    """
+    from transformers import AutoImageProcessor
+
+    load: Any = AutoImageProcessor.from_pretrained
+    try:
+        with _quiet_transformers():
+            processor: BaseImageProcessor = load(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"The image preprocessing in {folder} cannot be loaded: {error}") from error
+    return processor
+
+
+def _check_tensors(report: dict[str, Any], folder: Path) -> None:
+    problems = []
+    for what in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in report.get(f"{what}_keys", ()))
+        if keys:
+            problems.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    if problems:
+        raise CheckpointError(
+            f"Expected every tensor of the model in {folder}, received {'; '.join(problems)}. "
+            "The file is incomplete or of another model; copy or download it again."
+        )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off inside; what the caller had set comes back."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

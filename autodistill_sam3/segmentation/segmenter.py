@@ -1,0 +1,51 @@
+"""What a segmentation model offers the rest of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from autodistill_sam3.images import RGBImage
+from autodistill_sam3.instances import Boxes, Instances
+
+
+@dataclass(frozen=True, eq=False)
+class TextResult:
+    """What text prompts found in one image.
+
+    Attributes:
+        instances: The objects found, `source="text"`.
+        presence: (P,) ``float32`` in 0..1, how sure the model is that the image shows anything of each prompt.
+    """
+
+    instances: Instances
+    presence: npt.NDArray[np.float32]
+
+
+Features = TypeVar("Features")
+
+
+class Segmenter(Protocol[Features]):
+    """SAM 3 behind one interface, whatever implements it. Works on batches, also of one, and keeps no results."""
+
+    def encode(self, images: Sequence[RGBImage]) -> Features:
+        """One vision pass for a batch of images, RGB ``uint8`` (H, W, 3) of any sizes.
+
+        The features serve any number of text and box prompts.
+        """
+        ...
+
+    def segment_text(self, features: Features, prompts: Sequence[str], min_scores: Sequence[float]) -> list[TextResult]:
+        """Every instance of each prompt that scores above that prompt's entry of `min_scores`, per image."""
+        ...
+
+    def segment_boxes(self, features: Features, boxes: Sequence[Boxes]) -> list[Instances]:
+        """One instance for each box, per image; a box in which nothing is found gives none.
+
+        The score is the box's own times the mask's predicted IoU.
+        """
+        ...

@@ -1,0 +1,236 @@
+"""SAM 3 on transformers' `Sam3VideoModel`, which holds the detector, the tracker and the one ViT that both share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select_device
+from autodistill_sam3.images import RGBImage
+from autodistill_sam3.instances import Boxes, Instances, Source, compact_masks
+from autodistill_sam3.segmentation.box_decoder import TrackerFeatures, decode_boxes, tracker_features
+from autodistill_sam3.segmentation.detector import (
+    Prompts,
+    QueryOutput,
+    VisionFeatures,
+    detect,
+    encode_images,
+    encode_texts,
+    geometry_tokens,
+    mask_logits,
+)
+from autodistill_sam3.segmentation.masks import upsample_logits
+from autodistill_sam3.segmentation.segmenter import TextResult
+from autodistill_sam3.weights import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Sam3VideoModel
+
+logger = logging.getLogger("autodistill_sam3")
+
+MAX_PROMPT_TOKENS = 32
+PAIRS_PER_PASS = 16
+BOXES_PER_PASS = 32
+
+_FULL_SIZE_PIXELS = 1008
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Features of B images; what is inside is the segmenter's business.
+
+    Attributes:
+        vision: The detector's view.
+        image_hw: Height and width of each image in pixels.
+    """
+
+    vision: VisionFeatures
+    image_hw: tuple[tuple[int, int], ...]
+
+
+class TransformersSegmenter:
+    """A `Segmenter` that runs a `Sam3VideoModel` checkpoint.
+
+    Example:
+        >>> from autodistill_sam3.weights import SAM3, find_checkpoint
+        >>> segmenter = TransformersSegmenter.load(find_checkpoint(SAM3, "shapes"), device="cpu")
+        >>> features = segmenter.encode([np.full((60, 80, 3), 127, dtype=np.uint8)])
+        >>> [result] = segmenter.segment_text(features, ["red circle"], [0.5])
+        >>> len(result.instances), result.instances.masks.shape
+        (0, (0, 60, 80))
+    """
+
+    def __init__(
+        self,
+        model: Sam3VideoModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        from transformers import Sam3ImageProcessor
+
+        self.device = select_device(device)
+        self._dtype = autocast_dtype(precision, self.device)
+        self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
+        self._tokenizer = tokenizer
+        size = self._model.config.detector_config.image_size
+        self._processor = Sam3ImageProcessor(size={"height": size, "width": size})
+        self._texts: dict[str, Prompts] = {}
+        if self.device.type == "cpu" and size >= _FULL_SIZE_PIXELS:
+            logger.warning("Full-size SAM 3 on a CPU: expect tens of seconds per image; a GPU takes well under one.")
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | None = None, precision: Precision = "auto") -> TransformersSegmenter:
+        """Load a checkpoint folder in transformers layout (config, weights, tokenizer).
+
+        Raises:
+            CheckpointError: A file is damaged, or a tensor is missing, unexpected or of another shape.
+            DeviceError: The device is not on this machine.
+        """
+        from transformers import Sam3VideoModel
+
+        return cls(load_model(Sam3VideoModel, folder), load_tokenizer(folder), device=device, precision=precision)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[RGBImage]) -> ImageFeatures:
+        """One ViT pass for a batch of RGB ``uint8`` images of any sizes; see `Segmenter.encode`."""
+        pixels = self._processor(images=list(images), return_tensors="pt", device=str(self.device))["pixel_values"]
+        with autocast(self.device, self._dtype):
+            vision = encode_images(self._model.detector_model, pixels)
+        return ImageFeatures(vision, tuple((image.shape[0], image.shape[1]) for image in images))
+
+    @torch.inference_mode()
+    def segment_text(
+        self, features: ImageFeatures, prompts: Sequence[str], min_scores: Sequence[float]
+    ) -> list[TextResult]:
+        """Every instance of each prompt that scores above the prompt's threshold; see `Segmenter.segment_text`."""
+        thresholds = torch.tensor(min_scores, dtype=torch.float32, device=self.device)
+        presence = np.zeros((len(features.image_hw), len(prompts)), dtype=np.float32)
+        found: list[list[Instances]] = [[] for _ in features.image_hw]
+        for image_index, prompt_index, queries in self._detect_pairs(features, prompts):
+            presence[image_index.cpu(), prompt_index.cpu()] = queries.presence_logits.sigmoid().cpu().numpy()
+            keep = queries.scores > thresholds[prompt_index, None]
+            with autocast(self.device, self._dtype):
+                logits = mask_logits(self._model.detector_model, features.vision, image_index, queries, keep)
+            owner = keep.nonzero()[:, 0]
+            for image, part in _group_by_image(
+                features, "text", (image_index[owner], prompt_index[owner]), queries.scores[keep], logits
+            ):
+                found[image].append(part)
+        return [
+            TextResult(_concatenate(parts, image_hw, "text"), presence[image])
+            for image, (parts, image_hw) in enumerate(zip(found, features.image_hw, strict=True))
+        ]
+
+    @torch.inference_mode()
+    def segment_boxes(self, features: ImageFeatures, boxes: Sequence[Boxes]) -> list[Instances]:
+        """The mask of the object in each box; see `Segmenter.segment_boxes`."""
+        found: list[list[Instances]] = [[] for _ in features.image_hw]
+        for chunk, logits, iou in self._decode_boxes(features, boxes):
+            for image, part in enumerate(chunk):
+                count = len(part)
+                scores = torch.from_numpy(part.scores).to(iou) * iou[image, :count]
+                indices = torch.full((count,), image), torch.from_numpy(part.prompt_index)
+                grouped = _group_by_image(features, "boxes", indices, scores, logits[image, :count])
+                found[image].extend(instances for _, instances in grouped)
+        return [_concatenate(parts, hw, "boxes") for parts, hw in zip(found, features.image_hw, strict=True)]
+
+    def _detect_pairs(
+        self, features: ImageFeatures, prompts: Sequence[str]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, QueryOutput]]:
+        """The detector over all pairs, in passes of bounded size: indices of images, indices of prompts, output."""
+        images = len(features.image_hw)
+        texts = self._embed(prompts)
+        image_index = torch.arange(images, device=self.device).repeat_interleave(len(prompts))
+        prompt_index = torch.arange(len(prompts), device=self.device).repeat(images)
+        with autocast(self.device, self._dtype):
+            geometry = geometry_tokens(self._model.detector_model, features.vision)
+        for start in range(0, len(image_index), PAIRS_PER_PASS):
+            pairs = slice(start, start + PAIRS_PER_PASS)
+            chunk = image_index[pairs], prompt_index[pairs]
+            with autocast(self.device, self._dtype):
+                output = detect(self._model.detector_model, features.vision, chunk[0], texts[chunk[1]], geometry)
+            yield *chunk, output
+
+    def _decode_boxes(
+        self, features: ImageFeatures, boxes: Sequence[Boxes]
+    ) -> Iterator[tuple[list[Boxes], torch.Tensor, torch.Tensor]]:
+        """The box decoder over all images, in passes of bounded size: the boxes of each image, logits, IoU."""
+        longest = max((len(image_boxes) for image_boxes in boxes), default=0)
+        if not longest:
+            return
+        with autocast(self.device, self._dtype):
+            tracker: TrackerFeatures = tracker_features(self._model, features.vision)
+        step = max(1, BOXES_PER_PASS // len(boxes))
+        for start in range(0, longest, step):
+            chunk = [_slice_boxes(image_boxes, start, start + step) for image_boxes in boxes]
+            padded = np.zeros((len(boxes), max(len(part) for part in chunk), 4), dtype=np.float32)
+            for row, part, (height, width) in zip(padded, chunk, features.image_hw, strict=True):
+                row[: len(part)] = part.xyxy / np.array([width, height, width, height], dtype=np.float32)
+            with autocast(self.device, self._dtype):
+                logits, iou = decode_boxes(self._model, tracker, torch.from_numpy(padded).to(self.device))
+            yield chunk, logits, iou
+
+    def _embed(self, prompts: Sequence[str]) -> Prompts:
+        """Embeddings of the prompts; each is computed once in this object's life."""
+        unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        if unknown:
+            tokens = self._tokenizer(
+                unknown, padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True, return_tensors="pt"
+            ).to(self.device)
+            self._warn_of_truncation(unknown)
+            with autocast(self.device, self._dtype):
+                texts = encode_texts(self._model.detector_model, tokens["input_ids"], tokens["attention_mask"])
+            for index, prompt in enumerate(unknown):
+                self._texts[prompt] = texts[torch.tensor([index])]
+        known = [self._texts[prompt] for prompt in prompts]
+        return Prompts(torch.cat([text.features for text in known]), torch.cat([text.mask for text in known]))
+
+    def _warn_of_truncation(self, prompts: Sequence[str]) -> None:
+        for prompt, ids in zip(prompts, self._tokenizer(list(prompts), verbose=False)["input_ids"], strict=True):
+            if len(ids) > MAX_PROMPT_TOKENS:
+                logger.warning(
+                    "SAM 3 reads %d tokens of a prompt; this one has %d and its end is ignored: %r",
+                    MAX_PROMPT_TOKENS, len(ids), prompt,
+                )  # fmt: skip
+
+
+def _slice_boxes(boxes: Boxes, start: int, stop: int) -> Boxes:
+    return Boxes(boxes.xyxy[start:stop], boxes.scores[start:stop], boxes.prompt_index[start:stop])
+
+
+def _group_by_image(
+    features: ImageFeatures,
+    source: Source,
+    index: tuple[torch.Tensor, torch.Tensor],
+    scores: torch.Tensor,
+    logits: torch.Tensor,
+) -> Iterator[tuple[int, Instances]]:
+    """K masks of any images -> one `Instances` per image that has a mask with at least one pixel."""
+    images, prompts = (values.cpu().numpy() for values in index)
+    values, low_resolution = scores.float().cpu().numpy(), logits.float().cpu().numpy()
+    for image in np.unique(images):
+        image_hw = features.image_hw[image]
+        members = np.flatnonzero(images == image)
+        crops = {int(index): upsample_logits(low_resolution[index], image_hw) for index in members}
+        kept = [index for index, crop in crops.items() if crop is not None]
+        masks = compact_masks([crop for crop in crops.values() if crop is not None], image_hw)
+        yield int(image), Instances(masks, values[kept], prompts[kept].astype(np.int64), source)
+
+
+def _concatenate(parts: list[Instances], image_hw: tuple[int, int], source: Source) -> Instances:
+    if not parts:
+        return Instances.empty(image_hw, source)
+    return Instances(
+        masks=parts[0].masks.merge([part.masks for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        prompt_index=np.concatenate([part.prompt_index for part in parts]),
+        source=source,
+    )

@@ -1,0 +1,158 @@
+"""Florence-2 phrase grounding on transformers' `Florence2ForConditionalGeneration`.
+
+Each (image, prompt) pair is one sequence; the vision tower runs once per image, and all pairs decode in right-padded
+greedy batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select_device
+from autodistill_sam3.grounding.answers import Answer, parse_answer
+from autodistill_sam3.images import RGBImage
+from autodistill_sam3.instances import Boxes
+from autodistill_sam3.weights import load_image_processor, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, Florence2ForConditionalGeneration, PreTrainedTokenizerBase
+
+logger = logging.getLogger("autodistill_sam3")
+
+# The wording that the model was trained on for caption-to-phrase grounding (transformers, processing_florence2.py).
+TASK = "Locate the phrases in the caption: {prompt}"
+MAX_NEW_TOKENS = 256
+SEQUENCES_PER_PASS = 32
+
+
+class Florence2Grounder:
+    """A `Grounder` that runs a Florence-2 checkpoint.
+
+    Example:
+        >>> from autodistill_sam3.weights import FLORENCE2, find_checkpoint
+        >>> grounder = Florence2Grounder.load(find_checkpoint(FLORENCE2, "shapes"), device="cpu")
+        >>> [boxes] = grounder.ground([np.full((60, 80, 3), 127, dtype=np.uint8)], ["red circle"])
+        >>> boxes.xyxy.dtype
+        dtype('float32')
+    """
+
+    def __init__(
+        self,
+        model: Florence2ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        self.device = select_device(device)
+        self._dtype = autocast_dtype(precision, self.device)
+        self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
+        self._tokenizer = tokenizer
+        self._processor = image_processor
+        self._first_location_id: Any = tokenizer.convert_tokens_to_ids("<loc_0>")
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | None = None, precision: Precision = "auto") -> Florence2Grounder:
+        """Load a checkpoint folder in transformers layout (config, weights, tokenizer, image preprocessor).
+
+        Raises:
+            CheckpointError: A file is damaged, or a tensor is missing, unexpected or of another shape.
+            DeviceError: The device is not on this machine.
+        """
+        from transformers import Florence2ForConditionalGeneration
+
+        return cls(
+            load_model(Florence2ForConditionalGeneration, folder),
+            load_tokenizer(folder),
+            load_image_processor(folder),
+            device=device,
+            precision=precision,
+        )
+
+    @torch.inference_mode()
+    def ground(
+        self,
+        images: Sequence[RGBImage],
+        prompts: Sequence[str],
+        wanted: Sequence[Sequence[int]] | None = None,
+    ) -> list[Boxes]:
+        """Boxes for every wanted prompt in every image; see `Grounder.ground`."""
+        if wanted is None:
+            wanted = [range(len(prompts))] * len(images)
+        pairs = [(image, prompt) for image, asked in enumerate(wanted) for prompt in asked]
+        if not pairs:
+            return [Boxes.empty() for _ in images]
+        visual = self._encode_images(images)
+        answers: list[Answer] = []
+        for start in range(0, len(pairs), SEQUENCES_PER_PASS):
+            chunk = pairs[start : start + SEQUENCES_PER_PASS]
+            image_index = torch.tensor([image for image, _ in chunk], device=self.device)
+            answers += self._answer(visual[image_index], [prompts[prompt] for _, prompt in chunk])
+        return list(_boxes_per_image(images, pairs, answers))
+
+    def _encode_images(self, images: Sequence[RGBImage]) -> torch.Tensor:
+        """Visual tokens (B, V, C), from one pass of the vision tower."""
+        pixels = self._processor(images=list(images), return_tensors="pt", device=str(self.device))["pixel_values"]
+        with autocast(self.device, self._dtype):
+            tokens: torch.Tensor = self._model.get_image_features(pixels.to(self.device)).pooler_output
+        return tokens
+
+    def _answer(self, visual: torch.Tensor, prompts: Sequence[str]) -> list[Answer]:
+        """Greedy answers for (image, prompt) sequences; `visual` is (N, V, C)."""
+        tokenizer = self._tokenizer
+        sequences = [f"{tokenizer.bos_token}{TASK.format(prompt=prompt)}{tokenizer.eos_token}" for prompt in prompts]
+        text = tokenizer(sequences, add_special_tokens=False, padding=True, return_tensors="pt").to(self.device)
+        embeddings = self._model.get_input_embeddings()(text["input_ids"])
+        sequence = torch.cat([visual.to(embeddings.dtype), embeddings], dim=1)
+        visible = torch.ones(visual.shape[:2], dtype=torch.long, device=self.device)
+        attention_mask = torch.cat([visible, text["attention_mask"]], dim=1)
+        with autocast(self.device, self._dtype):
+            encoded = self._model.model.language_model.encoder(inputs_embeds=sequence, attention_mask=attention_mask)
+            output: Any = self._model.generate(
+                encoder_outputs=encoded,
+                attention_mask=attention_mask,
+                max_new_tokens=MAX_NEW_TOKENS,
+                num_beams=1,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        # The first token is the decoder's start, which was given and not generated.
+        tokens = output.sequences[:, 1:]
+        chosen = [
+            step.float().log_softmax(dim=-1).gather(1, tokens[:, index, None])[:, 0]
+            for index, step in enumerate(output.logits)
+        ]
+        log_probabilities = torch.stack(chosen, dim=1).cpu().numpy()
+        return [
+            parse_answer(ids, values, self._first_location_id, self._special_ids)
+            for ids, values in zip(tokens.cpu().numpy(), log_probabilities, strict=True)
+        ]
+
+
+def _boxes_per_image(
+    images: Sequence[RGBImage], pairs: Sequence[tuple[int, int]], answers: Sequence[Answer]
+) -> Iterator[Boxes]:
+    for image_index, image in enumerate(images):
+        height, width = image.shape[:2]
+        scale = np.array([width, height, width, height], dtype=np.float32)
+        answered = zip(pairs, answers, strict=True)
+        own = [(prompt, answer) for (owner, prompt), answer in answered if owner == image_index]
+        if not own:
+            yield Boxes.empty()
+            continue
+        yield Boxes(
+            xyxy=np.concatenate([answer.xyxy * scale for _, answer in own]),
+            scores=np.concatenate([answer.scores for _, answer in own]),
+            prompt_index=np.concatenate(
+                [np.full(len(answer.scores), prompt, dtype=np.int64) for prompt, answer in own]
+            ),
+        )

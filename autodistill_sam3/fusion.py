@@ -1,0 +1,193 @@
+"""Box-prompted and text-prompted instances of one image -> `sv.Detections`.
+
+Class ids are assigned here and nowhere else. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import supervision as sv
+from supervision.detection.utils.iou_and_nms import compact_mask_iou_batch
+
+from autodistill_sam3.errors import SettingError
+from autodistill_sam3.instances import Instances, tight_xyxy
+from autodistill_sam3.ontology import PromptTable
+
+SAME_OBJECT_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which detections are kept.
+
+    Attributes:
+        confidence: For instances found by text, and by text and box together.
+        box_confidence: For instances that boxes alone found.
+        per_class: By class name, a value that replaces `confidence` for that class.
+    """
+
+    confidence: float = 0.5
+    box_confidence: float = 0.3
+    per_class: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = {"confidence": self.confidence, "box_confidence": self.box_confidence}
+        values |= {f"thresholds[{name!r}]": value for name, value in self.per_class.items()}
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise SettingError(f"Expected {name} between 0 and 1, received {value!r}")
+
+    def of_classes(self, classes: tuple[str, ...]) -> npt.NDArray[np.float64]:
+        """(C,) the threshold of each class, for text and fused instances.
+
+        Raises:
+            SettingError: A threshold names a class that is not there.
+        """
+        if unknown := sorted(set(self.per_class) - set(classes)):
+            raise SettingError(f"Expected thresholds for classes among {list(classes)}, received {unknown}")
+        return np.array([self.per_class.get(name, self.confidence) for name in classes], dtype=np.float64)
+
+
+def text_floor(thresholds: Thresholds, table: PromptTable, *, fused: bool) -> list[float]:
+    """Per prompt, the score below which text instances are of no use to :func:`fuse`.
+
+    A pair of a box and a text instance can reach the threshold when neither half does, so fusion looks at text
+    instances down to half of it.
+    """
+    per_prompt = thresholds.of_classes(table.classes)[list(table.class_of_prompt)]
+    return [float(value) / 2 if fused else float(value) for value in per_prompt]
+
+
+def fuse(
+    text: Instances | None,
+    boxes: Instances | None,
+    table: PromptTable,
+    thresholds: Thresholds,
+    presence: npt.NDArray[np.float32] | None = None,
+) -> sv.Detections:
+    """Combine what text and boxes found.
+
+    Instances of one class whose masks have an IoU of 0.5 or more are one object. A text and a box instance of one
+    object become a detection with the higher-scoring mask and confidence 1 - (1 - a)(1 - b), if that reaches the
+    threshold; a single keeps its own confidence. Text never vetoes a box: the presence of the prompt only scales the
+    confidence that is reported for what boxes alone found, by (1 + presence) / 2.
+
+    Args:
+        text: Instances from text prompts, or None if none were asked for.
+        boxes: Instances from box prompts, or None.
+        table: The prompts that `prompt_index` counts in, and their classes.
+        thresholds: What is kept.
+        presence: (P,) in 0..1 from the text pass, or None.
+
+    Returns:
+        Detections sorted by falling confidence: tight `xyxy`, `mask` (a `CompactMask`), `confidence`, `class_id`, and
+        in `data` the `class_name`, the `prompt` and the `source` ("text", "boxes" or "both") of each.
+
+    Raises:
+        SettingError: A threshold names a class that is not in the table.
+    """
+    either = text if text is not None else boxes
+    if either is None:
+        raise ValueError("fuse() needs instances from text, from boxes, or from both")
+    image_hw = either.masks.image_shape
+    minimum = thresholds.of_classes(table.classes)
+    found: list[_Candidate] = []
+    text_classes = table.class_ids(text.prompt_index) if text is not None else None
+    box_classes = table.class_ids(boxes.prompt_index) if boxes is not None else None
+    for class_id in range(len(table.classes)):
+        text_part = _of_class(text, text_classes, class_id, image_hw)
+        box_part = _of_class(boxes, box_classes, class_id, image_hw)
+        box_part = _without_duplicates(box_part.select(box_part.scores >= thresholds.box_confidence))
+        found += _fuse_class(_without_duplicates(text_part), box_part, float(minimum[class_id]), presence)
+    found.sort(key=lambda candidate: -candidate.confidence)
+    return _to_detections(found, table, image_hw)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    mask: sv.CompactMask
+    prompt: int
+    source: str
+    confidence: float
+
+
+def _fuse_class(
+    text: Instances, boxes: Instances, minimum: float, presence: npt.NDArray[np.float32] | None
+) -> list[_Candidate]:
+    iou = compact_mask_iou_batch(text.masks, boxes.masks)
+    partner = _match(iou, text.scores, boxes.scores, minimum)
+    found = []
+    for index, score in enumerate(text.scores):
+        if index in partner:
+            other = partner[index]
+            better = text.select([index]) if score >= boxes.scores[other] else boxes.select([other])
+            fused = 1 - (1 - float(score)) * (1 - float(boxes.scores[other]))
+            found.append(_Candidate(better.masks, int(better.prompt_index[0]), "both", fused))
+        elif score >= minimum:
+            found.append(_Candidate(text.masks[[index]], int(text.prompt_index[index]), "text", float(score)))
+    kept_text = [index for index, score in enumerate(text.scores) if index in partner or score >= minimum]
+    for index in sorted(set(range(len(boxes))) - set(partner.values())):
+        if (iou[kept_text, index] >= SAME_OBJECT_IOU).any():
+            continue
+        prompt = int(boxes.prompt_index[index])
+        scale = 1.0 if presence is None else (1 + float(presence[prompt])) / 2
+        found.append(_Candidate(boxes.masks[[index]], prompt, "boxes", float(boxes.scores[index]) * scale))
+    return found
+
+
+def _match(
+    iou: npt.NDArray[np.floating],
+    text_scores: npt.NDArray[np.float32],
+    box_scores: npt.NDArray[np.float32],
+    minimum: float,
+) -> dict[int, int]:
+    """Pairs (text, box) of one object, each used once, best overlap first, that reach `minimum` together."""
+    fused = 1 - (1 - text_scores[:, None].astype(np.float64)) * (1 - box_scores[None, :])
+    pairs = np.argwhere((iou >= SAME_OBJECT_IOU) & (fused >= minimum))
+    partner: dict[int, int] = {}
+    for text_index, box_index in sorted(pairs.tolist(), key=lambda pair: -iou[pair[0], pair[1]]):
+        if text_index not in partner and box_index not in partner.values():
+            partner[text_index] = box_index
+    return partner
+
+
+def _without_duplicates(instances: Instances) -> Instances:
+    """Of instances of one class that overlap, the one with the highest score."""
+    order = np.argsort(-instances.scores, kind="stable")
+    ranked = instances.select(order)
+    iou = compact_mask_iou_batch(ranked.masks, ranked.masks)
+    kept: list[int] = []
+    for index in range(len(ranked)):
+        if not (iou[index, kept] >= SAME_OBJECT_IOU).any():
+            kept.append(index)
+    return ranked.select(kept)
+
+
+def _of_class(
+    instances: Instances | None, class_ids: npt.NDArray[np.int64] | None, class_id: int, image_hw: tuple[int, int]
+) -> Instances:
+    if instances is None or class_ids is None:
+        return Instances.empty(image_hw, "text")
+    return instances.select(class_ids == class_id)
+
+
+def _to_detections(found: list[_Candidate], table: PromptTable, image_hw: tuple[int, int]) -> sv.Detections:
+    prompt_index = np.array([candidate.prompt for candidate in found], dtype=np.int64)
+    class_id = table.class_ids(prompt_index)
+    empty = Instances.empty(image_hw, "text").masks
+    masks = sv.CompactMask.merge([candidate.mask for candidate in found]) if found else empty
+    return sv.Detections(
+        xyxy=tight_xyxy(masks),
+        mask=masks,
+        confidence=np.array([candidate.confidence for candidate in found], dtype=np.float32),
+        class_id=class_id,
+        data={
+            "class_name": np.array([table.classes[index] for index in class_id], dtype=np.str_),
+            "prompt": np.array([table.prompts[index] for index in prompt_index], dtype=np.str_),
+            "source": np.array([candidate.source for candidate in found], dtype=np.str_),
+        },
+    )

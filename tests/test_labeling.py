@@ -1,0 +1,339 @@
+"""Labelled folders, through `label_images` with a callable in the model's place, read back by other libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import supervision as sv
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from autodistill_sam3 import InputFolderError, OutputFolderError
+from autodistill_sam3.instances import compact_masks, tight_xyxy
+from autodistill_sam3.labeling import LabelingPlan, find_images, label_images
+from autodistill_sam3.labeling.journal import Journal
+from autodistill_sam3.labeling.source import split_of
+
+CLASSES = ("ball", "box")
+# With it the five photos fall into both splits.
+SEED = 1
+
+
+def discs(image_hw, seed):
+    """Three detections whose masks are discs with a hole, some cut by the border."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: image_hw[0], : image_hw[1]]
+    crops = []
+    for _ in range(3):
+        distance = np.hypot(y - rng.integers(8, image_hw[0] - 8), x - rng.integers(8, image_hw[1] - 8))
+        crops.append(((distance < 12) & (distance >= 4), 0, 0))
+    masks = compact_masks(crops, image_hw)
+    return sv.Detections(
+        xyxy=tight_xyxy(masks),
+        mask=masks,
+        confidence=rng.uniform(0.5, 1, 3).astype(np.float32),
+        class_id=np.array([0, 1, 0]),
+        data={"prompt": np.array(["a", "b", "c"]), "source": np.array(["text", "boxes", "both"])},
+    )
+
+
+def fake_model(images):
+    return [discs(image.shape[:2], int(image.sum())) for image in images]
+
+
+@pytest.fixture
+def plan(photo_folder, tmp_path):
+    return LabelingPlan(
+        photo_folder, tmp_path / "out", CLASSES, {"model": "fake"}, batch_size=2, seed=SEED, progress=False
+    )
+
+
+def truth_of(plan):
+    """Source stem -> detections, from the same callable."""
+    from autodistill_sam3.images import load_image
+
+    return {image.stem: fake_model([load_image(image.path)])[0] for image in find_images(plan.source)}
+
+
+def test_layout(plan):
+    dataset = label_images(plan, fake_model)
+    assert len(dataset) == 5
+    assert yaml.safe_load((plan.output / "data.yaml").read_text()) == {
+        "train": "train/images", "val": "valid/images", "nc": 2, "names": ["ball", "box"],
+    }  # fmt: skip
+    files = {path.name for path in plan.output.glob("*/images/*")}
+    assert files == {"photo 0.jpg", "photo 1.png", "photo 2.JPG", "photo 3.jpeg", "photo 4.webp"}
+    for path in plan.output.glob("*/images/*"):
+        assert path.read_bytes() == (plan.source / path.name).read_bytes()
+        assert (path.parent.parent / "labels" / f"{path.stem}.txt").read_text().count("\n") == 3
+        assert path.parent.parent.name == split_of(path.name, plan.seed)
+    assert not list(plan.output.rglob(".*"))
+    run = json.loads((plan.output / "run.json").read_text())
+    assert run["settings"] == {"model": "fake", "classes": ["ball", "box"], "seed": SEED}
+
+
+# pycocotools leaves its file open and has not followed numpy's copy keyword.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_coco_loads_in_pycocotools_with_identical_masks(plan):
+    label_images(plan, fake_model)
+    truth = truth_of(plan)
+    seen = 0
+    for split in ("train", "valid"):
+        coco = COCO(plan.output / split / "_annotations.coco.json")
+        assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+        names = [image["file_name"] for image in coco.dataset["images"]]
+        assert names == sorted(names)
+        for image in coco.dataset["images"]:
+            path = plan.output / split / image["file_name"]
+            assert Image.open(path).size == (image["width"], image["height"])
+            annotations = coco.loadAnns(coco.getAnnIds(image["id"]))
+            expected = truth[path.stem]
+            seen += 1
+            np.testing.assert_array_equal([coco.annToMask(item) for item in annotations], np.asarray(expected.mask))
+            assert [item["category_id"] - 1 for item in annotations] == expected.class_id.tolist()
+            assert [item["source"] for item in annotations] == ["text", "boxes", "both"]
+            assert all(item["iscrowd"] == 0 for item in annotations)
+            np.testing.assert_allclose([item["score"] for item in annotations], expected.confidence, atol=1e-6)
+            np.testing.assert_array_equal([item["area"] for item in annotations], np.asarray(expected.mask).sum((1, 2)))
+    assert seen == 5
+
+
+def test_both_formats_load_in_supervision_with_the_same_objects(plan):
+    label_images(plan, fake_model)
+    truth = truth_of(plan)
+    for split in ("train", "valid"):
+        folder = plan.output / split
+        coco = sv.DetectionDataset.from_coco(str(folder), str(folder / "_annotations.coco.json"), force_masks=True)
+        yolo = sv.DetectionDataset.from_yolo(
+            str(folder / "images"), str(folder / "labels"), str(plan.output / "data.yaml"), force_masks=True
+        )
+        assert coco.classes == yolo.classes == list(CLASSES)
+        assert len(coco) == len(yolo) > 0
+        for dataset, minimum in ((coco, 1.0), (yolo, 0.95)):
+            for path, detections in dataset.annotations.items():
+                expected = truth[path.rsplit("/", 1)[-1].rsplit(".", 1)[0]]
+                assert detections.class_id.tolist() == expected.class_id.tolist()
+                for mask, true in zip(detections.mask, np.asarray(expected.mask), strict=True):
+                    assert (mask & true).sum() / (mask | true).sum() >= minimum
+
+
+def test_returned_dataset_reads_what_was_written(plan):
+    dataset = label_images(plan, fake_model)
+    truth = truth_of(plan)
+    for path, image, detections in dataset:
+        expected = truth[path.rsplit("/", 1)[-1].rsplit(".", 1)[0]]
+        assert image.shape[:2] == detections.mask.shape[1:]
+        np.testing.assert_array_equal(detections.mask, np.asarray(expected.mask))
+        np.testing.assert_array_equal(detections.xyxy, expected.xyxy)
+        assert detections.data["class_name"].tolist() == ["ball", "box", "ball"]
+
+
+def test_images_are_written_as_the_run_goes(plan):
+    """When the model is called for the second time, the first batch is on disk, journal included."""
+    finished = []
+
+    def watching(images):
+        journal = plan.output / "journal.jsonl"
+        finished.append(len(journal.read_text().splitlines()) if journal.exists() else 0)
+        assert len(list(plan.output.glob("*/labels/*.txt"))) == finished[-1]
+        return fake_model(images)
+
+    label_images(plan, watching)
+    assert finished == [0, 2, 4]
+
+
+def digest(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(plan, tmp_path):
+    calls = []
+
+    def failing(images):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fake_model(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        label_images(plan, failing)
+    with (plan.output / "journal.jsonl").open("ab") as file:
+        file.write(b'{"source": "cut sh')
+    label_images(plan, failing)
+    assert calls == [2, 2, 2, 1]
+    label_images(replace(plan, output=tmp_path / "undisturbed"), fake_model)
+    assert digest(plan.output) == digest(tmp_path / "undisturbed")
+
+
+def test_other_settings_are_refused_and_overwrite_starts_anew(plan):
+    label_images(plan, fake_model)
+    before = digest(plan.output)
+    other = replace(plan, settings={"model": "other"})
+    with pytest.raises(OutputFolderError, match=r"'fake' there, 'other' now"):
+        label_images(other, fake_model)
+    assert digest(plan.output) == before
+    (plan.source / "photo 0.jpg").unlink()
+    assert len(label_images(replace(other, overwrite=True), fake_model)) == 4
+
+
+def test_awkward_images_in_one_folder(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(source / "rotated.jpg", exif=exif)
+    Image.fromarray(pixels).convert("RGBA").save(source / "alpha.png")
+    Image.fromarray(pixels).convert("CMYK").save(source / "cmyk.jpg")
+    Image.fromarray(pixels[..., 0]).save(source / "gray.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(source / "deep.png")
+    Image.fromarray(pixels).quantize(16).save(source / "palette.png")
+    Image.fromarray(pixels).save(source / "same.png")
+    Image.fromarray(pixels).save(source / "same.bmp")
+    Image.fromarray(pixels).save(source / "SAME.jpg")
+    Image.fromarray(pixels).save(source / "two..dots.webp")
+    Image.fromarray(pixels).save(source / "-leading 'quote'.tiff")
+    (source / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (source / "empty.png").write_bytes(b"")
+    (source / "text.png").write_text("no image")
+    (source / "notes.txt").write_text("not looked at")
+    plan = LabelingPlan(source, tmp_path / "out", CLASSES, {}, progress=False)
+    dataset = label_images(plan, fake_model)
+    assert len(dataset) == 11
+    quarantine = [json.loads(line) for line in (plan.output / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(item["source"] for item in quarantine) == ["broken.jpg", "empty.png", "text.png"]
+    assert all("cannot be decoded" in item["reason"] for item in quarantine)
+    stems = [path.stem for path in plan.output.glob("*/labels/*.txt")]
+    assert len(stems) == len({stem.lower() for stem in stems}) == 11
+    for path, image, detections in dataset:
+        assert image.shape[:2] == detections.mask.shape[1:], path
+        raw = cv2.imread(path, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        assert raw.dtype == np.uint8
+        assert raw.shape[:2] == image.shape[:2]
+    rotated = next(path for path in dataset.image_paths if "rotated" in path)
+    assert rotated.endswith(".png")
+    assert dataset.annotations[rotated].mask.shape[1:] == (60, 40)
+
+
+def test_one_pixel_and_empty_results(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (1, 1)).save(source / "a.png")
+    Image.new("RGB", (9, 7)).save(source / "b.png")
+
+    def model(images):
+        return [
+            sv.Detections(
+                xyxy=np.zeros((count, 4), np.float32), mask=np.full((count, *image.shape[:2]), True),
+                confidence=np.ones(count, np.float32), class_id=np.zeros(count, int),
+            )
+            for image in images
+            for count in [1 if image.shape[0] == 1 else 0]
+        ]  # fmt: skip
+
+    plan = LabelingPlan(source, tmp_path / "out", CLASSES, {}, progress=False)
+    dataset = label_images(plan, model)
+    by_name = {path.rsplit("/", 1)[-1]: detections for path, detections in dataset.annotations.items()}
+    assert by_name["a.png"].xyxy.tolist() == [[0, 0, 1, 1]]
+    assert by_name["b.png"].mask.shape == (0, 7, 9)
+    assert next(plan.output.glob("*/labels/b.txt")).read_text() == ""
+
+
+def test_confidence_files_align_with_label_lines(plan):
+    label_images(replace(plan, record_confidence=True), fake_model)
+    files = list(plan.output.glob("*/labels/confidence-*.txt"))
+    assert len(files) == 5
+    truth = truth_of(plan)
+    for path in files:
+        stem = path.stem.removeprefix("confidence-")
+        values = [float(line) for line in path.read_text().splitlines()]
+        np.testing.assert_allclose(values, truth[stem].confidence, atol=1e-6)
+        assert len(values) == len((path.parent / f"{stem}.txt").read_text().splitlines())
+
+
+def test_boxes_without_masks(plan):
+    def model(images):
+        return [
+            sv.Detections(
+                xyxy=np.array([[4, 8, 20, 24]], np.float32), confidence=np.array([0.5]), class_id=np.array([1])
+            )
+            for _ in images
+        ]
+
+    dataset = label_images(plan, model)
+    line = next(plan.output.glob("*/labels/photo 0.txt")).read_text()
+    assert line == "1 0.18750 0.40000 0.25000 0.40000\n"
+    detections = dataset.annotations[dataset.image_paths[0]]
+    assert detections.mask is None
+    assert detections.xyxy.tolist() == [[4, 8, 20, 24]]
+
+
+def test_split_depends_on_name_and_seed_alone():
+    names = [f"{index}.jpg" for index in range(2000)]
+    splits = [split_of(name, 3) for name in names]
+    assert splits == [split_of(name, 3) for name in names]
+    assert 0.77 < splits.count("train") / len(splits) < 0.83
+    assert splits != [split_of(name, 4) for name in names]
+
+
+def test_review_sheet(plan):
+    label_images(replace(plan, plot=True), fake_model)
+    [sheet] = (plan.output / "review").glob("*.png")
+    image = np.asarray(Image.open(sheet))
+    assert image.shape[2] == 3
+    assert image.std() > 10
+
+
+def test_extension_and_limit(plan):
+    assert [image.name for image in find_images(plan.source, "jpg")] == ["photo 0.jpg", "photo 2.JPG"]
+    assert [image.name for image in find_images(plan.source, ".PNG")] == ["photo 1.png"]
+    assert len(find_images(plan.source, limit=3)) == 3
+    assert len(label_images(replace(plan, limit=2), fake_model)) == 2
+    assert len(label_images(replace(plan, limit=4), fake_model)) == 4
+
+
+@pytest.mark.parametrize("extension", [None, ".gif"])
+def test_folder_without_images(tmp_path, extension):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputFolderError, match="without any"):
+        find_images(tmp_path, extension)
+
+
+def test_missing_folder_and_file_as_folder(tmp_path, plan):
+    with pytest.raises(InputFolderError, match="nothing there"):
+        find_images(tmp_path / "no")
+    with pytest.raises(InputFolderError, match="a file"):
+        find_images(plan.source / "photo 0.jpg")
+
+
+def test_output_folders_that_are_refused(plan, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("")
+    for output in (plan.source, plan.source / "labels", other, tmp_path / "file"):
+        before = digest(tmp_path)
+        with pytest.raises(OutputFolderError, match="Expected"):
+            label_images(replace(plan, output=output, overwrite=True), fake_model)
+        assert digest(tmp_path) == before
+
+
+def test_journal_drops_a_cut_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"source":"a"}\n{"source":"b"}\n{"source":')
+    with Journal(path) as journal:
+        assert journal.sources() == ["a", "b"]
+    assert path.read_bytes().count(b"\n") == 2
+    assert path.read_bytes().endswith(b"\n")

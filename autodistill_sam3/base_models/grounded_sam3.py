@@ -1,0 +1,147 @@
+"""Florence-2 and SAM 3 together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import supervision as sv
+
+from autodistill_sam3.base_models.base import LabelingModel
+from autodistill_sam3.devices import Precision
+from autodistill_sam3.errors import SettingError
+from autodistill_sam3.fusion import Thresholds, fuse, text_floor
+from autodistill_sam3.images import RGBImage
+from autodistill_sam3.instances import Instances
+from autodistill_sam3.ontology import Ontology
+from autodistill_sam3.segmentation import TextResult
+from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint
+
+Prompting = Literal["text", "boxes", "both"]
+GROUNDING_MODEL = "Florence 2"
+
+
+class GroundedSAM3(LabelingModel):
+    """Masks from SAM 3, prompted by text, by Florence-2's boxes, or by both, fused.
+
+    Args:
+        ontology: Prompts and classes.
+        model: The grounding model; "Florence 2" is the only one.
+        checkpoint: `"shapes"` for the small bundled models, a SAM 3 folder, or a models root that holds `sam3/` and
+            `florence2/`; by default the places of `autodistill_sam3.weights.find_checkpoint`.
+        florence2_checkpoint: A Florence-2 folder, if it lies elsewhere.
+        prompting: "text": SAM 3 finds every instance of each prompt. "boxes": Florence-2 proposes boxes and SAM 3
+            turns each into a mask. "both": both, fused.
+        confidence: For what text, or text and box together, found: detections below it are dropped.
+        box_confidence: For what boxes alone found.
+        thresholds: By class name, a value that replaces `confidence` for that class.
+        presence_gate: With "both", prompts of which SAM 3 sees less than this presence in an image are not sent to
+            Florence-2, the slower model. Off by default, since it lets SAM 3 veto what it misses; 0.05 is mild.
+        device: Such as "cuda:1"; by default the best one there is.
+        precision: "auto", "bf16", "fp16" or "fp32".
+
+    Raises:
+        CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError
+
+    Example:
+        >>> from autodistill.detection import CaptionOntology
+        >>> model = GroundedSAM3(CaptionOntology({"red circle": "ball"}), checkpoint="shapes", device="cpu")
+        >>> sorted(model.predict("examples/images/scene_00.jpg").data)
+        ['class_name', 'prompt', 'source']
+    """
+
+    def __init__(
+        self,
+        ontology: Ontology,
+        model: str = GROUNDING_MODEL,
+        *,
+        checkpoint: str | Path | None = None,
+        florence2_checkpoint: str | Path | None = None,
+        prompting: Prompting = "both",
+        confidence: float = Thresholds.confidence,
+        box_confidence: float = Thresholds.box_confidence,
+        thresholds: Mapping[str, float] | None = None,
+        presence_gate: float | None = None,
+        device: str | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        super().__init__(ontology)
+        _check_choices(model, prompting, presence_gate)
+        self.prompting = prompting
+        self.presence_gate = presence_gate
+        self.thresholds = Thresholds(confidence, box_confidence, dict(thresholds or {}))
+        self.thresholds.of_classes(self.table.classes)
+        self.checkpoint = find_checkpoint(SAM3, checkpoint)
+        self.florence2_checkpoint = None
+        if prompting != "text":
+            argument = _florence2_argument(checkpoint, florence2_checkpoint)
+            self.florence2_checkpoint = find_checkpoint(FLORENCE2, argument)
+        self._load(device, precision)
+
+    def _load(self, device: str | None, precision: Precision) -> None:
+        from autodistill_sam3.grounding.florence2 import Florence2Grounder
+        from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
+
+        self.segmenter = TransformersSegmenter.load(self.checkpoint, device=device, precision=precision)
+        self.grounder = None
+        if self.florence2_checkpoint is not None:
+            self.grounder = Florence2Grounder.load(self.florence2_checkpoint, device=device, precision=precision)
+
+    def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
+        features = self.segmenter.encode(images)
+        texts: list[TextResult | None] = [None] * len(images)
+        if self.prompting != "boxes":
+            floor = text_floor(self.thresholds, self.table, fused=self.prompting == "both")
+            texts = list(self.segmenter.segment_text(features, self.table.prompts, floor))
+        boxes: list[Instances | None] = [None] * len(images)
+        if self.grounder is not None:
+            proposals = self.grounder.ground(images, self.table.prompts, self._prompts_for_boxes(texts))
+            boxes = list(self.segmenter.segment_boxes(features, proposals))
+        return [
+            fuse(
+                text.instances if text is not None else None,
+                found,
+                self.table,
+                self.thresholds,
+                text.presence if text is not None else None,
+            )
+            for text, found in zip(texts, boxes, strict=True)
+        ]
+
+    def _prompts_for_boxes(self, texts: Sequence[TextResult | None]) -> list[list[int]]:
+        """Per image, the prompts that Florence-2 is asked for."""
+        everything = list(range(len(self.table.prompts)))
+        gate = self.presence_gate or 0.0
+        return [
+            everything if text is None else [index for index in everything if text.presence[index] >= gate]
+            for text in texts
+        ]
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {
+            "prompting": self.prompting,
+            "checkpoint": str(self.checkpoint.resolve()),
+            "florence2_checkpoint": str(self.florence2_checkpoint),
+            "thresholds": asdict(self.thresholds),
+            "presence_gate": self.presence_gate,
+        }
+
+
+def _check_choices(model: str, prompting: str, presence_gate: float | None) -> None:
+    if model != GROUNDING_MODEL:
+        raise SettingError(f"Expected model to be {GROUNDING_MODEL!r}, the only grounding model, received {model!r}")
+    if prompting not in get_args(Prompting):
+        raise SettingError(f"Expected prompting to be one of {get_args(Prompting)}, received {prompting!r}")
+    if presence_gate is not None and not 0 <= presence_gate <= 1:
+        raise SettingError(f"Expected presence_gate between 0 and 1, received {presence_gate}")
+
+
+def _florence2_argument(checkpoint: str | Path | None, florence2_checkpoint: str | Path | None) -> str | Path | None:
+    """A models root serves both models; a SAM 3 folder leaves Florence-2 to its own places."""
+    if florence2_checkpoint is not None or checkpoint is None:
+        return florence2_checkpoint
+    if checkpoint == "shapes" or (Path(checkpoint).expanduser() / FLORENCE2.folder).is_dir():
+        return checkpoint
+    return None

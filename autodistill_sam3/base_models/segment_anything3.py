@@ -1,0 +1,82 @@
+"""SAM 3 with text prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import supervision as sv
+
+from autodistill_sam3.base_models.base import LabelingModel
+from autodistill_sam3.devices import Precision
+from autodistill_sam3.fusion import Thresholds, fuse, text_floor
+from autodistill_sam3.images import ImageInput, RGBImage
+from autodistill_sam3.ontology import Ontology
+from autodistill_sam3.weights import SAM3, find_checkpoint
+
+
+class SegmentAnything3(LabelingModel):
+    """Every instance of each prompt, found by SAM 3 from text.
+
+    Has the constructor and the `predict` of the plugin of the same name, and sends prompts to the model, not classes.
+
+    Args:
+        ontology: Prompts and classes.
+        checkpoint: `"shapes"` for the small bundled model, a checkpoint folder, or a models root; by default the
+            places of `autodistill_sam3.weights.find_checkpoint`.
+        confidence: Detections below it are dropped.
+        thresholds: By class name, a value that replaces `confidence` for that class.
+        device: Such as "cuda:1"; by default the best one there is.
+        precision: "auto", "bf16", "fp16" or "fp32".
+
+    Raises:
+        CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError
+
+    Example:
+        >>> from autodistill.detection import CaptionOntology
+        >>> model = SegmentAnything3(CaptionOntology({"red circle": "ball"}), checkpoint="shapes", device="cpu")
+        >>> model.predict("examples/images/scene_00.jpg", confidence=0.4).class_id.dtype
+        dtype('int64')
+    """
+
+    def __init__(
+        self,
+        ontology: Ontology,
+        *,
+        checkpoint: str | Path | None = None,
+        confidence: float = Thresholds.confidence,
+        thresholds: Mapping[str, float] | None = None,
+        device: str | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        super().__init__(ontology)
+        self.thresholds = Thresholds(confidence=confidence, per_class=dict(thresholds or {}))
+        self.thresholds.of_classes(self.table.classes)
+        folder = find_checkpoint(SAM3, checkpoint)
+        from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
+
+        self.checkpoint = folder
+        self.segmenter = TransformersSegmenter.load(folder, device=device, precision=precision)
+
+    def predict(self, input: ImageInput, confidence: float | None = None) -> sv.Detections:
+        """:meth:`LabelingModel.predict`; `confidence`, if given, replaces the constructor's for this call."""
+        if confidence is None:
+            return super().predict(input)
+        before = self.thresholds
+        self.thresholds = replace(before, confidence=confidence)
+        try:
+            return super().predict(input)
+        finally:
+            self.thresholds = before
+
+    def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
+        features = self.segmenter.encode(images)
+        floor = text_floor(self.thresholds, self.table, fused=False)
+        results = self.segmenter.segment_text(features, self.table.prompts, floor)
+        return [fuse(result.instances, None, self.table, self.thresholds) for result in results]
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"checkpoint": str(self.checkpoint.resolve()), "thresholds": asdict(self.thresholds)}
+        return super()._settings() | own

@@ -1,0 +1,73 @@
+"""Label the bundled example images with the bundled shapes checkpoints and compare with what was drawn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from autodistill_sam3.bundled import bundled_path
+from autodistill_sam3.evaluation import ClassScore, evaluate_detections, load_truth
+from autodistill_sam3.weights import SHAPES
+
+DEMO_OUTPUT = "demo_output"
+DEMO_PROMPTS = {
+    "red circle": "ball",
+    "star": "star",
+    "blue square": "box",
+    "green triangle": "sign",
+    "a ring": "ring",
+    "plus": "cross",
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        images: How many images were labelled.
+        seconds: Time for loading the models, labelling and drawing.
+        dataset: The labelled folder.
+        sheets: Review sheets, PNG.
+        truth: What was really drawn, COCO.
+        scores: Per class and overall.
+    """
+
+    images: int
+    seconds: float
+    dataset: Path
+    sheets: list[Path]
+    truth: Path
+    scores: list[ClassScore]
+
+
+def run_demo(output: Path, *, progress: bool = True) -> DemoResult:
+    """Run the demo on the CPU.
+
+    Args:
+        output: Where to write; an earlier demo there is replaced, anything else is refused.
+        progress: Show a progress bar.
+
+    Raises:
+        OutputFolderError: The folder holds something other than an earlier run's dataset.
+    """
+    from autodistill.detection import CaptionOntology
+
+    from autodistill_sam3.base_models import GroundedSAM3
+
+    started = time.perf_counter()
+    images, truth_file = bundled_path("examples/images"), bundled_path("examples/ground_truth.coco.json")
+    model = GroundedSAM3(CaptionOntology(DEMO_PROMPTS), checkpoint=SHAPES, device="cpu")
+    dataset = model.label(images, output_folder=output, plot=True, overwrite=True, progress=progress)
+    classes, truth = load_truth(truth_file, truth_file.parent)
+    predicted = {Path(path).stem: dataset.annotations[path] for path in dataset.image_paths}
+    scores = evaluate_detections(predicted, {Path(name).stem: objects for name, objects in truth.items()}, classes)
+    return DemoResult(
+        images=len(dataset),
+        seconds=time.perf_counter() - started,
+        dataset=output,
+        sheets=sorted((output / "review").glob("*.png")),
+        truth=truth_file,
+        scores=scores,
+    )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import pickle
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,9 +19,9 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
-from autodistill_sam3 import InputFolderError, OutputFolderError
+from autodistill_sam3 import InputFolderError, LabelingError, OutputFolderError
 from autodistill_sam3.instances import compact_masks, tight_xyxy
-from autodistill_sam3.labeling import LabelingPlan, find_images, label_images
+from autodistill_sam3.labeling import LabelingPlan, default_output, find_images, folder, label_images
 from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.source import split_of
 
@@ -75,7 +80,9 @@ def test_layout(plan):
         assert path.parent.parent.name == split_of(path.name, plan.seed)
     assert not list(plan.output.rglob(".*"))
     run = json.loads((plan.output / "run.json").read_text())
-    assert run["settings"] == {"model": "fake", "classes": ["ball", "box"], "seed": SEED}
+    assert run["settings"] == {
+        "model": "fake", "classes": ["ball", "box"], "seed": SEED, "source": str(plan.source.resolve())
+    }  # fmt: skip
 
 
 # pycocotools leaves its file open and has not followed numpy's copy keyword.
@@ -298,7 +305,7 @@ def test_review_sheet(plan):
 
 def test_extension_and_limit(plan):
     assert [image.name for image in find_images(plan.source, "jpg")] == ["photo 0.jpg", "photo 2.JPG"]
-    assert [image.name for image in find_images(plan.source, ".PNG")] == ["photo 1.png"]
+    assert [image.name for image in find_images(plan.source, "*.PNG")] == ["photo 1.png"]
     assert len(find_images(plan.source, limit=3)) == 3
     assert len(label_images(replace(plan, limit=2), fake_model)) == 2
     assert len(label_images(replace(plan, limit=4), fake_model)) == 4
@@ -330,10 +337,136 @@ def test_output_folders_that_are_refused(plan, tmp_path):
         assert digest(tmp_path) == before
 
 
-def test_journal_drops_a_cut_line(tmp_path):
+LINE = b'{"source":"%s","split":"train","file":"x"}\n'
+
+
+def test_journal_drops_a_cut_line_and_reports_a_damaged_one(tmp_path):
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"source":"a"}\n{"source":"b"}\n{"source":')
-    with Journal(path) as journal:
-        assert journal.sources() == ["a", "b"]
-    assert path.read_bytes().count(b"\n") == 2
-    assert path.read_bytes().endswith(b"\n")
+    path.write_bytes(LINE % b"a" + LINE % b"b" + b'{"source":')
+    assert [name for name, _ in Journal(path).entries()] == ["a", "b"]
+    assert path.read_bytes() == LINE % b"a" + LINE % b"b"
+    for damaged in (b"{}\n", b"no json\n", b"[]\n"):
+        path.write_bytes(LINE % b"a" + damaged + LINE % b"b")
+        with pytest.raises(LabelingError, match="line 2"):
+            Journal(path)
+
+
+def test_overwrite_never_deletes_the_input(plan):
+    label_images(plan, fake_model)
+    images = plan.output / "train" / "images"
+    before = digest(plan.output)
+    with pytest.raises(OutputFolderError, match="around it"):
+        label_images(replace(plan, source=images, overwrite=True), fake_model)
+    assert digest(plan.output) == before
+
+
+def test_another_input_folder_is_another_dataset(plan, tmp_path):
+    label_images(plan, fake_model)
+    shutil.copytree(plan.source, tmp_path / "other")
+    with pytest.raises(OutputFolderError, match="source"):
+        label_images(replace(plan, source=tmp_path / "other"), fake_model)
+
+
+def test_runs_over_different_suffixes_keep_labels_apart(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (40, 30)).save(source / "a.jpg")
+    Image.new("RGB", (40, 30)).save(source / "a.png")
+    plan = LabelingPlan(source, tmp_path / "out", CLASSES, {}, progress=False)
+    label_images(replace(plan, extension="jpg"), fake_model)
+    assert len(label_images(replace(plan, extension="png"), fake_model)) == 2
+    assert len({path.stem for path in plan.output.glob("*/labels/*.txt")}) == 2
+    # A newcomer that takes the stem of an image that is gone.
+    (source / "a.jpg").unlink()
+    (source / "a.png").unlink()
+    Image.new("RGB", (40, 30)).save(source / "a.bmp")
+    Image.new("RGB", (40, 30)).save(source / "a_jpg.bmp")
+    assert len(label_images(plan, fake_model)) == 4
+    assert len({path.stem for path in plan.output.glob("*/labels/*.txt")}) == 4
+
+
+def test_an_image_named_like_a_confidence_file(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a.jpg", "confidence-a.jpg"):
+        Image.new("RGB", (40, 30)).save(source / name)
+    plan = LabelingPlan(source, tmp_path / "out", CLASSES, {}, record_confidence=True, progress=False)
+    label_images(plan, fake_model)
+    assert len(list(plan.output.glob("*/labels/*.txt"))) == 4
+
+
+def test_what_is_missing_is_made_again(plan):
+    label_images(plan, fake_model)
+    before = digest(plan.output)
+    for path in plan.output.glob("*/labels/*.txt"):
+        path.unlink()
+    next(plan.output.glob("*/images/photo 1*")).unlink()
+    label_images(plan, fake_model)
+    after = digest(plan.output)
+    assert {**before, "journal.jsonl": 0} == {**after, "journal.jsonl": 0}
+    label_images(replace(plan, record_confidence=True), fake_model)
+    assert len(list(plan.output.glob("*/labels/confidence-*.txt"))) == 5
+
+
+def test_files_that_cannot_be_read_or_named_go_to_quarantine(plan):
+    long = plan.source / f"{'x' * 250}.png"
+    Image.new("RGB", (40, 30)).save(long)
+    odd = os.fsdecode(bytes(plan.source / "b") + b"\xff.png")
+    Image.new("RGB", (40, 30)).save(odd)
+    (plan.source / "dangling.png").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        read_bytes = Path.read_bytes
+
+        def refuse(path):
+            if path.name == "photo 0.jpg":
+                raise PermissionError(13, "Permission denied")
+            return read_bytes(path)
+
+        patch.setattr(Path, "read_bytes", refuse)
+        dataset = label_images(replace(plan, record_confidence=True), fake_model)
+    reasons = {
+        item["source"]: item["reason"]
+        for item in map(json.loads, (plan.output / "quarantine.jsonl").read_text().splitlines())
+    }
+    assert "Permission denied" in reasons["photo 0.jpg"]
+    assert "name" in reasons[long.name]
+    assert len(dataset) == 5
+
+
+def test_disk_full_is_a_clear_error_and_the_rerun_completes(plan, monkeypatch):
+    real, calls = folder.write_labels, []
+
+    def full(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(folder, "write_labels", full)
+    with pytest.raises(LabelingError, match="No space left"):
+        label_images(plan, fake_model)
+    assert len(Journal(plan.output / "journal.jsonl")) == 2
+    assert len(label_images(plan, fake_model)) == 5
+
+
+def test_dataset_survives_a_change_of_folder_and_pickling(plan, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    dataset = label_images(replace(plan, source=Path("photos"), output=Path("out")), fake_model)
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickle.dumps(dataset))
+    assert len(list(again)) == len(list(dataset)) == 5
+
+
+def test_a_folder_that_cannot_be_written(plan):
+    with pytest.raises(OutputFolderError, match="written"):
+        label_images(replace(plan, output=Path("/proc/nothing/here")), fake_model)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("photos", "photos_labeled"), ("a/photos/", "a/photos_labeled")])
+def test_default_output(given, expected):
+    assert default_output(Path(given)) == Path(expected)
+
+
+def test_default_output_of_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert default_output(Path()) == tmp_path.with_name(f"{tmp_path.name}_labeled")

@@ -18,15 +18,17 @@ import yaml
 from PIL import Image
 
 from autodistill_sam3.errors import OutputFolderError
-from autodistill_sam3.images import RGBImage, is_plain_rgb_file
+from autodistill_sam3.images import RGBImage, has_image_suffix, is_plain_rgb_file
 from autodistill_sam3.labeling.records import SPLITS, ImageRecord, yolo_lines
-from autodistill_sam3.labeling.source import SourceImage
+from autodistill_sam3.labeling.source import CONFIDENCE_PREFIX, SourceImage
 
 JOURNAL = "journal.jsonl"
 QUARANTINE = "quarantine.jsonl"
 RUN = "run.json"
 REVIEW = "review"
-_OURS = ("train", "valid", REVIEW, "data.yaml", RUN, JOURNAL, QUARANTINE)
+_PART = ".part"
+# The order in which an earlier run is removed: first what says which images are finished, last what says it is ours.
+_OURS = (JOURNAL, "train", "valid", REVIEW, "data.yaml", QUARANTINE, _PART, RUN)
 
 
 def claim_folder(output: Path, source: Path, run: dict[str, Any], *, overwrite: bool) -> None:
@@ -41,12 +43,15 @@ def claim_folder(output: Path, source: Path, run: dict[str, Any], *, overwrite: 
     Raises:
         OutputFolderError: It lies in the input, holds something else, or an earlier run with other settings.
     """
-    if output.resolve() == source.resolve() or source.resolve() in output.resolve().parents:
-        raise OutputFolderError(f"Expected an output folder outside the images in {source}, received {output}")
+    inside, outside = output.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise OutputFolderError(
+            f"Expected an output folder apart from the images: neither in {source} nor around it, received {output}"
+        )
     if output.exists() and not output.is_dir():
         raise OutputFolderError(f"Expected a folder to write to, received a file: {output}")
-    earlier = _read_run(output)
-    if earlier is None and output.exists() and any(output.iterdir()):
+    earlier = read_run(output)
+    if earlier is None and output.exists() and any(path.name != _PART for path in output.iterdir()):
         raise OutputFolderError(
             f"Expected a new or empty output folder, received one that holds something else: {output}. "
             "Choose another; nothing was written."
@@ -59,11 +64,16 @@ def claim_folder(output: Path, source: Path, run: dict[str, Any], *, overwrite: 
             f"{_difference(earlier.get('settings'), run['settings'])}\n"
             "Choose another folder, or pass overwrite=True to start anew."
         )
-    for split in SPLITS:
-        for part in ("images", "labels"):
-            (output / split / part).mkdir(parents=True, exist_ok=True)
-    with replacing(output / RUN, "w") as file:
-        json.dump(run, file, indent=2, ensure_ascii=False)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # First of all files: a folder without it is taken for somebody else's.
+        with replacing(output / RUN, "w") as file:
+            json.dump(run, file, indent=2)
+        for split in SPLITS:
+            for part in ("images", "labels"):
+                (output / split / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFolderError(f"Expected a folder that can be written to, received {output}: {error}") from error
 
 
 def place_image(source: SourceImage, pixels: RGBImage, split_folder: Path) -> str:
@@ -72,7 +82,7 @@ def place_image(source: SourceImage, pixels: RGBImage, split_folder: Path) -> st
     Returns:
         Its file name.
     """
-    if is_plain_rgb_file(source.path):
+    if has_image_suffix(source.path) and is_plain_rgb_file(source.path):
         name = source.stem + source.path.suffix
         with replacing(split_folder / "images" / name, "wb") as file, source.path.open("rb") as original:
             shutil.copyfileobj(original, file)
@@ -83,13 +93,17 @@ def place_image(source: SourceImage, pixels: RGBImage, split_folder: Path) -> st
     return name
 
 
+def label_paths(file: str, split_folder: Path, record_confidence: bool) -> list[Path]:
+    """The label file of an image and, if asked for, its confidence file."""
+    prefixes = ("", CONFIDENCE_PREFIX) if record_confidence else ("",)
+    return [split_folder / "labels" / f"{prefix}{Path(file).stem}.txt" for prefix in prefixes]
+
+
 def write_labels(record: ImageRecord, split_folder: Path, *, record_confidence: bool) -> None:
     """Write an image's YOLO file and, if asked, `confidence-<name>.txt` with one value per line of it."""
-    stem = Path(record["file"]).stem
-    _write_lines(split_folder / "labels" / f"{stem}.txt", yolo_lines(record))
-    if record_confidence:
-        values = [str(annotation["confidence"]) for annotation in record["annotations"]]
-        _write_lines(split_folder / "labels" / f"confidence-{stem}.txt", values)
+    contents = (yolo_lines(record), [str(annotation["confidence"]) for annotation in record["annotations"]])
+    for path, lines in zip(label_paths(record["file"], split_folder, record_confidence), contents, strict=False):
+        _write_lines(path, lines)
 
 
 def write_data_yaml(output: Path, classes: Iterable[str]) -> None:
@@ -109,7 +123,7 @@ def write_coco(path: Path, records: Callable[[], Iterable[ImageRecord]], classes
     categories = [{"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(classes, 1)]
     with replacing(path, "w") as file:
         file.write('{"info":{"description":"autodistill_sam3"},\n"categories":')
-        file.write(json.dumps(categories, ensure_ascii=False))
+        file.write(json.dumps(categories))
         file.write(',\n"images":[')
         _write_items(file, (_coco_image(index, record) for index, record in enumerate(records(), 1)))
         file.write('],\n"annotations":[')
@@ -120,13 +134,14 @@ def write_coco(path: Path, records: Callable[[], Iterable[ImageRecord]], classes
 def append_quarantine(output: Path, source: str, reason: str) -> None:
     """Note an image that could not be labelled."""
     with (output / QUARANTINE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"source": source, "reason": reason}, ensure_ascii=False) + "\n")
+        file.write(json.dumps({"source": source, "reason": reason}) + "\n")
 
 
 @contextmanager
 def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
     """Open a temporary file that takes the path's place when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.part")
+    # Not made from the path's name, which may already be as long as the file system allows.
+    temporary = path.with_name(_PART)
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -144,7 +159,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def _write_items(file: IO[str], items: Iterable[dict[str, Any]]) -> None:
     for index, item in enumerate(items):
-        file.write(("," if index else "") + "\n" + json.dumps(item, ensure_ascii=False, separators=(",", ":")))
+        file.write(("," if index else "") + "\n" + json.dumps(item, separators=(",", ":")))
 
 
 def _coco_image(image_id: int, record: ImageRecord) -> dict[str, Any]:
@@ -174,7 +189,19 @@ def _coco_annotations(records: Iterable[ImageRecord]) -> Iterable[dict[str, Any]
             }
 
 
-def _read_run(output: Path) -> dict[str, Any] | None:
+def default_output(source: Path) -> Path:
+    """Where a folder's dataset goes if nothing is said: beside it, with `_labeled` behind its name.
+
+    Example:
+        >>> default_output(Path("photos/")).as_posix()
+        'photos_labeled'
+    """
+    named = source if source.name not in ("", "..") else source.resolve()
+    return named.with_name(f"{named.name}_labeled")
+
+
+def read_run(output: Path) -> dict[str, Any] | None:
+    """What `run.json` says, or None if the folder holds no dataset of this package."""
     try:
         run = json.loads((output / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

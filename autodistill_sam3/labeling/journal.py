@@ -1,6 +1,7 @@
 """`journal.jsonl`: one line per finished image, appended once its files are in place.
 
-A line that a crash cut short is dropped when the journal is opened again.
+A last line that a crash cut short is dropped when the journal is opened again. Of two lines for one image the later
+counts.
 """
 
 from __future__ import annotations
@@ -8,72 +9,93 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import supervision as sv
 
-from autodistill_sam3.labeling.records import ImageRecord, detections_of
+from autodistill_sam3.errors import LabelingError
+from autodistill_sam3.labeling.records import ImageRecord, Split, detections_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a record begins in the journal, and what is asked of it most."""
+
+    offset: int
+    split: Split
+    file: str
 
 
 class Journal:
-    """Appends records durably and remembers where each begins; the records themselves stay on disk."""
+    """Appends records durably and remembers where each begins; the records themselves stay on disk.
+
+    Raises:
+        LabelingError: A line in the middle is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offsets: dict[str, int] = {}
+        self._entries: dict[str, Entry] = {}
         end = 0
         if path.exists():
             with path.open("rb") as file:
-                for line in file:
-                    record = _parse(line)
-                    if record is None:
+                for number, line in enumerate(file, 1):
+                    if not line.endswith(b"\n"):
                         break
-                    self._offsets[record["source"]] = end
+                    record = self._parse(line, number)
+                    self._entries[record["source"]] = Entry(end, record["split"], record["file"])
                     end += len(line)
-        self._file = path.open("ab")
-        self._file.truncate(end)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+            if end < path.stat().st_size:
+                os.truncate(path, end)
 
     def __contains__(self, source: str) -> bool:
-        return source in self._offsets
+        return source in self._entries
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._entries)
 
     def append(self, record: ImageRecord) -> None:
         """Write a record and wait until it is on the disk."""
-        start = self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._offsets[record["source"]] = start
+        with self.path.open("ab") as file:
+            start = file.seek(0, os.SEEK_END)
+            file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries[record["source"]] = Entry(start, record["split"], record["file"])
 
-    def sources(self) -> list[str]:
-        """The images that are finished, sorted."""
-        return sorted(self._offsets)
+    def forget(self, source: str) -> None:
+        """Take an image as not finished; its line stays and is superseded by the next one."""
+        del self._entries[source]
+
+    def entries(self) -> list[tuple[str, Entry]]:
+        """The images that are finished, sorted by name."""
+        return sorted(self._entries.items(), key=lambda item: item[0])
 
     def read(self, source: str) -> ImageRecord:
         """The record of a finished image."""
         with self.path.open("rb") as file:
-            file.seek(self._offsets[source])
-            record = _parse(file.readline())
-        if record is None:
-            raise KeyError(source)
-        return record
+            file.seek(self._entries[source].offset)
+            return self._parse(file.readline(), None)
 
-    def records(self) -> Iterator[ImageRecord]:
-        """All records in the order of their images' names, one in memory at a time."""
-        for source in self.sources():
-            yield self.read(source)
+    def records(self, split: Split) -> Iterator[ImageRecord]:
+        """The records of a split in the order of their images' names, one in memory at a time."""
+        for source, entry in self.entries():
+            if entry.split == split:
+                yield self.read(source)
+
+    def _parse(self, line: bytes, number: int | None) -> ImageRecord:
+        try:
+            record: ImageRecord = json.loads(line)
+            record["source"], record["split"], record["file"]
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"line {number} of " if number else ""
+            raise LabelingError(
+                f"Expected a finished image in {where}{self.path}, which is damaged. Remove that line, or label anew "
+                "with overwrite=True."
+            ) from error
+        return record
 
 
 class JournalAnnotations(Mapping[str, sv.Detections]):
@@ -95,13 +117,3 @@ class JournalAnnotations(Mapping[str, sv.Detections]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JournalAnnotations:
         return self
-
-
-def _parse(line: bytes) -> ImageRecord | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record: ImageRecord = json.loads(line)
-    except ValueError:
-        return None
-    return record

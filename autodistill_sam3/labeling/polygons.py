@@ -6,6 +6,7 @@ filling it by the even-odd rule gives the mask again; only bridges between separ
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import cv2
@@ -18,6 +19,7 @@ Points: TypeAlias = npt.NDArray[np.float64]
 _PIXEL_OFFSET = 0.25
 # A second point of the same pixel, for outlines that would have no extent.
 _SAME_PIXEL = 0.5
+_MAX_BRIDGE_POINTS = 4000
 
 
 def crop_to_yolo(crop: npt.NDArray[np.bool_], x: int, y: int, image_hw: tuple[int, int]) -> str:
@@ -45,25 +47,65 @@ def outline_of(mask: npt.NDArray[np.bool_]) -> Points:
     """One closed outline, (N, 2) xy pixel centres with N >= 3, around all parts and holes of a mask."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = sorted((contour.reshape(-1, 2).astype(np.float64) for contour in contours), key=len, reverse=True)
-    outline = rings.pop(0)
-    while rings:
-        gaps = [_closest(outline, ring) for ring in rings]
-        nearest = min(range(len(rings)), key=lambda index: gaps[index][0])
-        _, at, start = gaps[nearest]
-        outline = _insert(outline, at, rings.pop(nearest), start)
+    outline = _walk(rings, _bridges(rings))
     if len(outline) < 3:
         outline = np.concatenate([outline, outline[-1] + _SAME_PIXEL * np.array([[1, 1], [0, 1]])])
     return outline
 
 
-def _closest(first: Points, second: Points) -> tuple[float, int, int]:
-    """Squared distance and indices of the closest points of two rings."""
-    squared = ((first[:, None] - second[None]) ** 2).sum(axis=2)
-    at, start = np.unravel_index(squared.argmin(), squared.shape)
-    return float(squared[at, start]), int(at), int(start)
+@dataclass(frozen=True)
+class _Bridge:
+    """From point `leave` of ring `parent` to point `enter` of ring `child`."""
+
+    parent: int
+    leave: int
+    child: int
+    enter: int
 
 
-def _insert(outline: Points, at: int, ring: Points, start: int) -> Points:
-    """Walk the outline to `at`, over to the ring, once around it from `start`, back, and on."""
-    loop = np.roll(ring, -start, axis=0)
-    return np.concatenate([outline[: at + 1], loop, loop[:1], outline[at:]])
+def _bridges(rings: list[Points]) -> list[_Bridge]:
+    """A shortest tree over the rings that starts at the first one (Prim's algorithm)."""
+    # Speckled masks have thousands of points; every n-th of them will do to find short bridges.
+    stride = 1 + sum(len(ring) for ring in rings) // _MAX_BRIDGE_POINTS
+    points = np.concatenate([ring[::stride] for ring in rings])
+    lengths = [len(ring[::stride]) for ring in rings]
+    owner = np.repeat(np.arange(len(rings)), lengths)
+    first = np.concatenate(([0], np.cumsum(lengths)))
+    gap = np.full(len(points), np.inf)
+    nearest = np.zeros(len(points), dtype=np.int64)
+    waiting = owner >= 0
+    bridges: list[_Bridge] = []
+    current = 0
+    while True:
+        waiting &= owner != current
+        if not waiting.any():
+            return bridges
+        others = np.flatnonzero(waiting)
+        own = points[first[current] : first[current + 1]]
+        squared = ((points[others, None] - own[None]) ** 2).sum(axis=2)
+        closer = squared.min(axis=1) < gap[others]
+        gap[others[closer]] = squared.min(axis=1)[closer]
+        nearest[others[closer]] = first[current] + squared.argmin(axis=1)[closer]
+        best = others[gap[others].argmin()]
+        current, parent = int(owner[best]), int(owner[nearest[best]])
+        leave, enter = (nearest[best] - first[parent]) * stride, (best - first[current]) * stride
+        bridges.append(_Bridge(parent, int(leave), current, int(enter)))
+
+
+def _walk(rings: list[Points], bridges: list[_Bridge]) -> Points:
+    """Once around the first ring; at each bridge over, once around the other ring, back, and on."""
+    loops = {0: rings[0]}
+    inserts: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(rings))}
+    for bridge in bridges:
+        ring = np.roll(rings[bridge.child], -bridge.enter, axis=0)
+        loops[bridge.child] = np.concatenate([ring, ring[:1]])
+        shift = next((other.enter for other in bridges if other.child == bridge.parent), 0)
+        inserts[bridge.parent].append(((bridge.leave - shift) % len(rings[bridge.parent]), bridge.child))
+    # Children come after their parents in the list, so that going backwards each loop is complete when it is needed.
+    for child in [bridge.child for bridge in reversed(bridges)] + [0]:
+        pieces, start = [], 0
+        for leave, other in sorted(inserts[child]):
+            pieces += [loops[child][start : leave + 1], loops[other]]
+            start = leave
+        loops[child] = np.concatenate([*pieces, loops[child][start:]])
+    return loops[0]

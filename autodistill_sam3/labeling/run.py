@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import supervision as sv
 from tqdm import tqdm
 
-from autodistill_sam3.errors import ImageError
+from autodistill_sam3.errors import ImageError, LabelingError
 from autodistill_sam3.images import RGBImage, load_image
 from autodistill_sam3.labeling import folder
 from autodistill_sam3.labeling.journal import Journal, JournalAnnotations
 from autodistill_sam3.labeling.records import SPLITS, ImageRecord, annotations_of
 from autodistill_sam3.labeling.review import ReviewSheet
-from autodistill_sam3.labeling.source import SourceImage, find_images, split_of
+from autodistill_sam3.labeling.source import SourceImage, find_images, split_of, with_free_stem
 
 logger = logging.getLogger("autodistill_sam3")
+
+_FAULTS_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 PredictBatch: TypeAlias = Callable[[Sequence[RGBImage]], list[sv.Detections]]
 
@@ -75,44 +79,63 @@ def label_images(plan: LabelingPlan, predict_batch: PredictBatch) -> sv.Detectio
     Raises:
         InputFolderError: There is nothing to label.
         OutputFolderError: The output folder may not be written to.
+        LabelingError: Writing failed, or the journal is damaged.
     """
     images = find_images(plan.source, plan.extension, plan.limit)
-    run = {
-        "format": "autodistill_sam3",
-        "source": str(plan.source),
-        "settings": plan.settings | {"classes": list(plan.classes), "seed": plan.seed},
-        "versions": plan.versions,
-    }
+    decides = {"source": str(plan.source.resolve()), "classes": list(plan.classes), "seed": plan.seed}
+    run = {"format": "autodistill_sam3", "settings": plan.settings | decides, "versions": plan.versions}
     folder.claim_folder(plan.output, plan.source, run, overwrite=plan.overwrite)
-    with Journal(plan.output / folder.JOURNAL) as journal:
-        _label_remaining(plan, images, journal, predict_batch)
-        _write_summary_files(plan, journal)
+    journal = Journal(plan.output.resolve() / folder.JOURNAL)
+    _restore_files(plan, journal)
+    _label_remaining(plan, images, journal, predict_batch)
+    _write_summary_files(plan, journal)
     if plan.plot:
         _write_review(plan, journal)
     return _open_dataset(plan, journal)
 
 
+def _restore_files(plan: LabelingPlan, journal: Journal) -> None:
+    """Write label files that are missing from the journal; an image that is missing counts as not finished."""
+    for source, entry in journal.entries():
+        split_folder = plan.output / entry.split
+        if not (split_folder / "images" / entry.file).exists():
+            journal.forget(source)
+        elif not all(path.exists() for path in folder.label_paths(entry.file, split_folder, plan.record_confidence)):
+            folder.write_labels(journal.read(source), split_folder, record_confidence=plan.record_confidence)
+
+
 def _label_remaining(
     plan: LabelingPlan, images: Sequence[SourceImage], journal: Journal, predict_batch: PredictBatch
 ) -> None:
-    remaining = [image for image in images if image.name not in journal]
+    taken = {Path(entry.file).stem.lower() for _, entry in journal.entries()}
+    remaining = [with_free_stem(image, taken) for image in images if image.name not in journal]
     # Images that failed before are tried again, so that what is in quarantine is what is wrong now.
     (plan.output / folder.QUARANTINE).unlink(missing_ok=True)
-    unreadable = 0
     with tqdm(total=len(images), initial=len(images) - len(remaining), desc="Labeling", unit="image",
               disable=not plan.progress) as bar:  # fmt: skip
         for start in range(0, len(remaining), plan.batch_size):
             batch = remaining[start : start + plan.batch_size]
             readable = list(_read(plan, batch))
-            unreadable += len(batch) - len(readable)
             detections = predict_batch([pixels for _, pixels in readable]) if readable else []
             for (image, pixels), found in zip(readable, detections, strict=True):
-                journal.append(_write_image(plan, image, pixels, found))
+                _finish(plan, journal, image, pixels, found)
             bar.update(len(batch))
-    if unreadable:
-        logger.warning(
-            "%d of %d images could not be read; %s says why", unreadable, len(images), plan.output / folder.QUARANTINE
-        )
+    lost = sum(image.name not in journal for image in remaining)
+    if lost:
+        logger.warning("%d of %d images are left out; %s says why", lost, len(images), plan.output / folder.QUARANTINE)
+
+
+def _finish(
+    plan: LabelingPlan, journal: Journal, image: SourceImage, pixels: RGBImage, detections: sv.Detections
+) -> None:
+    try:
+        journal.append(_write_image(plan, image, pixels, detections))
+    except OSError as error:
+        if error.errno not in _FAULTS_OF_THE_NAME:
+            raise LabelingError(
+                f"Cannot write to {plan.output}: {error}. What was finished stays; the same command goes on."
+            ) from error
+        folder.append_quarantine(plan.output, image.name, f"its name cannot be written: {error}")
 
 
 def _read(plan: LabelingPlan, batch: Sequence[SourceImage]) -> Iterator[tuple[SourceImage, RGBImage]]:
@@ -141,17 +164,11 @@ def _write_image(plan: LabelingPlan, image: SourceImage, pixels: RGBImage, detec
 
 def _write_summary_files(plan: LabelingPlan, journal: Journal) -> None:
     folder.write_data_yaml(plan.output, plan.classes)
-    counts = dict.fromkeys(SPLITS, 0)
-    for record in journal.records():
-        counts[record["split"]] += 1
+    filled = {entry.split for _, entry in journal.entries()}
     for split in SPLITS:
-        if not counts[split] and len(journal):
+        if filled and split not in filled:
             logger.warning("No image fell into the %s split; most trainers need both. Add images.", split)
-        folder.write_coco(
-            plan.output / split / "_annotations.coco.json",
-            lambda split=split: (record for record in journal.records() if record["split"] == split),  # type: ignore[misc]
-            plan.classes,
-        )
+        folder.write_coco(plan.output / split / "_annotations.coco.json", partial(journal.records, split), plan.classes)
 
 
 def _write_review(plan: LabelingPlan, journal: Journal) -> None:
@@ -163,9 +180,8 @@ def _write_review(plan: LabelingPlan, journal: Journal) -> None:
 
 
 def _open_dataset(plan: LabelingPlan, journal: Journal) -> sv.DetectionDataset:
-    source_of_image = {
-        str(plan.output / record["split"] / "images" / record["file"]): record["source"] for record in journal.records()
-    }
+    output = plan.output.resolve()
+    source_of_image = {str(output / entry.split / "images" / entry.file): name for name, entry in journal.entries()}
     dataset = sv.DetectionDataset(classes=list(plan.classes), images=[], annotations={})
     # The constructor would read every annotation into memory, to copy and to check it.
     dataset.image_paths = list(source_of_image)

@@ -110,6 +110,20 @@ def test_polygon_of_parts_and_holes():
     assert filled[50, 130]
 
 
+def test_polygon_of_hundreds_of_holes_and_parts():
+    """The outline must not take minutes for foliage, fences or text."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((1080, 1920), np.uint8)
+    mask[100:900, 100:1500] = 1
+    for y, x in rng.integers((120, 120), (880, 1480), (400, 2)):
+        cv2.circle(mask, (int(x), int(y)), 6, 0, -1)
+    for y, x in rng.integers((910, 20), (1060, 1900), (300, 2)):
+        cv2.circle(mask, (int(x), int(y)), 2, 1, -1)
+    crop, x, y = trim_crop(mask.astype(bool), 0, 0)
+    filled = _fill_as_ultralytics_does(crop_to_yolo(crop, x, y, mask.shape), mask.shape)
+    assert (filled & mask.astype(bool)).sum() / (filled | mask.astype(bool)).sum() > 0.98
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1)])
 def test_outline_of_degenerate_masks_has_three_points(shape):
     assert len(outline_of(np.ones(shape, bool))) >= 3

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,8 @@ def load_image(source: ImageInput) -> RGBImage:
     """Read an image from a path, an http(s) URL, a PIL image or an array.
 
     Args:
-        source: A path or URL (``str`` or ``Path``); a PIL image of any mode, with its EXIF orientation; or an array
-            in autodistill's channel order: (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, ``uint8`` or ``uint16``.
+        source: A path (``str`` or ``Path``) or URL (``str``); a PIL image of any mode, with its EXIF orientation; or an
+            array in autodistill's channel order: (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, ``uint8`` or ``uint16``.
 
     Returns:
         RGB ``uint8`` of shape (H, W, 3), upright, transparent pixels on white, C-contiguous.
@@ -51,9 +52,10 @@ def load_image(source: ImageInput) -> RGBImage:
     if isinstance(source, np.ndarray):
         return _from_bgr_array(source)
     if isinstance(source, Image.Image):
-        return _from_pil(source)
+        return _decode(lambda: source, "the PIL image")
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _decode(io.BytesIO(_download(source)), source)
+        content = io.BytesIO(_download(source))
+        return _decode(lambda: Image.open(content), source)
     if isinstance(source, (str, Path)):
         return _from_path(Path(source))
     raise ImageError(
@@ -72,35 +74,45 @@ def is_plain_rgb_file(path: Path) -> bool:
 
     True for upright 8-bit RGB or gray JPEG, PNG, WebP and BMP: those may be copied into a dataset byte for byte.
     """
-    with Image.open(path) as image:
-        single_frame = getattr(image, "n_frames", 1) == 1
-        upright = image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
-        opaque = image.mode in ("RGB", "L") and "transparency" not in image.info
-        return image.format in ("JPEG", "PNG", "WEBP", "BMP") and single_frame and upright and opaque
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            return (
+                image.format in ("JPEG", "PNG", "WEBP", "BMP")
+                and image.mode in ("RGB", "L")
+                and "transparency" not in image.info
+                and not any(";16" in str(tile) for tile in image.tile)
+                and image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
+                and getattr(image, "n_frames", 1) == 1
+            )
 
 
 def _from_path(path: Path) -> RGBImage:
-    if not path.exists():
-        raise ImageError(f"Expected an image file, received a path that does not exist: {path}")
-    if path.is_dir():
-        raise ImageError(f"Expected an image file, received a folder: {path}. Use label() for folders.")
-    with path.open("rb") as file:
-        return _decode(file, str(path))
+    try:
+        if not path.exists():
+            raise ImageError(f"Expected an image file, received a path that does not exist: {path}")
+        if path.is_dir():
+            raise ImageError(f"Expected an image file, received a folder: {path}. Use label() for folders.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"Expected an image, but the file cannot be read: {error}") from error
+    return _decode(lambda: Image.open(io.BytesIO(content)), str(path))
 
 
-def _decode(file: IO[bytes], name: str) -> RGBImage:
+def _decode(open_image: Callable[[], Image.Image], name: str) -> RGBImage:
     try:
         with warnings.catch_warnings():
             # Pillow warns at 90 and refuses at 179 megapixels; only the refusal is of use here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                image.load()
-                return _from_pil(image)
+            pixels = _from_pil(open_image())
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has too many pixels to be opened safely: {error}") from error
     # Pillow's decoders raise a different type for each kind of damage.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:
         raise ImageError(f"Expected an image, but {name} cannot be decoded: {error}") from error
+    if pixels.size == 0:
+        raise ImageError(f"Expected an image of at least one pixel, received {name} of {pixels.shape[:2]}")
+    return pixels
 
 
 def _from_pil(image: Image.Image) -> RGBImage:
@@ -113,7 +125,7 @@ def _from_pil(image: Image.Image) -> RGBImage:
         upright = upright.convert("RGBA")
         background = Image.new("RGBA", upright.size, (*_WHITE, 255))
         upright = Image.alpha_composite(background, upright)
-    return np.ascontiguousarray(upright.convert("RGB"), dtype=np.uint8)
+    return np.array(upright.convert("RGB"), dtype=np.uint8)
 
 
 def _from_gray(gray: npt.NDArray[Any]) -> RGBImage:
@@ -138,7 +150,8 @@ def _from_bgr_array(array: npt.NDArray[Any]) -> RGBImage:
         return _from_gray(array.reshape(array.shape[:2]))
     if array.shape[2] == 4:
         return _from_pil(Image.fromarray(np.ascontiguousarray(array[..., [2, 1, 0, 3]])))
-    return np.ascontiguousarray(array[..., ::-1])
+    # Always a copy: an array that was itself a reversed view would come back as the caller's own memory.
+    return np.array(array[..., ::-1], order="C")
 
 
 def _download(url: str) -> bytes:

@@ -32,6 +32,7 @@ def test_path_pil_and_bgr_array_agree(picture, tmp_path):
         loaded = load_image(source)
         assert loaded.dtype == np.uint8
         assert loaded.flags.c_contiguous
+        assert loaded.flags.writeable
         np.testing.assert_array_equal(loaded, picture)
 
 

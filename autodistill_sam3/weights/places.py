@@ -73,8 +73,9 @@ def find_checkpoint(kind: CheckpointKind, argument: str | Path | None = None) ->
 
     Args:
         kind: `SAM3` or `FLORENCE2`.
-        argument: `"shapes"` for the small bundled checkpoints, a folder that holds the checkpoint, or a models root
-            with a folder of the kind's name in it. None looks in the other places.
+        argument: `"shapes"` for the small bundled checkpoints, a folder that holds the checkpoint (or the
+            `model.safetensors` in it), or a models root with a folder of the kind's name in it. None looks in the
+            other places.
 
     Raises:
         CheckpointNotFoundError: It is in none of the places; the message lists them all.
@@ -90,22 +91,24 @@ def find_checkpoint(kind: CheckpointKind, argument: str | Path | None = None) ->
     for place, folder in _default_places(kind):
         if (folder / "config.json").is_file():
             return _checked(kind, folder)
-        looked_at.append(f"{place}: {folder}")
+        looked_at.append((place, folder))
     raise _not_found(kind, looked_at)
 
 
 def _from_argument(kind: CheckpointKind, argument: str | Path) -> Path:
     root = bundled_path("models/shapes") if argument == SHAPES else Path(argument).expanduser()
-    if root.is_file():
+    if root.is_file() and root.suffix != ".safetensors":
         raise CheckpointError(
-            f"Expected a folder with config.json and model.safetensors, received a file: {root}. "
-            f"The transformers files of {kind.hub_id} can be loaded."
+            f"Expected a folder in transformers layout or its model.safetensors, received {root}, which this version "
+            f"cannot read. {kind.help}"
         )
+    if root.is_file():
+        root = root.parent
     candidates = [root / kind.folder, root]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return _checked(kind, folder)
-    raise _not_found(kind, [f"the argument {str(argument)!r}: {folder}" for folder in candidates])
+    raise _not_found(kind, [("the argument", folder) for folder in candidates])
 
 
 def _default_places(kind: CheckpointKind) -> Iterator[tuple[str, Path]]:
@@ -163,9 +166,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _not_found(kind: CheckpointKind, looked_at: list[str]) -> CheckpointNotFoundError:
-    places = "\n".join(f"  - {place}" for place in looked_at)
+def _not_found(kind: CheckpointKind, looked_at: list[tuple[str, Path]]) -> CheckpointNotFoundError:
+    places = "\n".join(f"  - {place}: {folder}{_unreadable(folder)}" for place, folder in looked_at)
     return CheckpointNotFoundError(
         f"No {kind.title} checkpoint found (a folder with config.json and model.safetensors). "
         f"Looked at:\n{places}\n{kind.help}"
     )
+
+
+def _unreadable(folder: Path) -> str:
+    """What lies there that looks like a checkpoint and is none that can be read."""
+    names = sorted(path.name for path in folder.glob("*.pt")) if folder.is_dir() else []
+    return f" (holds {', '.join(names)}, which this version cannot read)" if names else ""

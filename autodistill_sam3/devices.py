@@ -72,4 +72,11 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
 
     if dtype is None:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)  # type: ignore[no-any-return, unused-ignore]
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A context without autocast, for the few places that need all bits."""
+    import torch
+
+    return torch.autocast(device.type, enabled=False)

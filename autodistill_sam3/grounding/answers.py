@@ -29,22 +29,18 @@ class Answer:
 
 
 def parse_answer(
-    token_ids: npt.NDArray[np.int64],
-    log_probabilities: npt.NDArray[np.float32],
-    first_location_id: int,
-    special_ids: frozenset[int] = frozenset(),
+    token_ids: npt.NDArray[np.int64], log_probabilities: npt.NDArray[np.float32], first_location_id: int
 ) -> Answer:
     """Read the boxes of the first phrase that has any.
 
     One prompt is asked at a time, so the boxes belong to it by construction. A prompt of several noun phrases
     ("person wearing a red shirt") may be answered phrase by phrase; its head, which comes first in English, is the
-    object that was asked for.
+    object that was asked for. Empty, repeated and cut-off boxes are dropped.
 
     Args:
         token_ids: (T,) generated tokens.
         log_probabilities: (T,) natural logarithm of each token's probability.
         first_location_id: The id of `<loc_0>`; the other 999 follow.
-        special_ids: Tokens that end nothing, such as begin, end and padding.
 
     Example:
         >>> ids = np.array([7, 100, 100, 1099, 1099])
@@ -53,23 +49,13 @@ def parse_answer(
         ([[0.0, 0.0, 1.0, 1.0]], [1.0])
     """
     bins = token_ids - first_location_id
-    is_location = (bins >= 0) & (bins < LOCATION_BINS)
-    boxes: list[npt.NDArray[np.float64]] = []
-    scores: list[float] = []
-    position = 0
-    while position < len(bins):
-        if not is_location[position]:
-            if boxes and int(token_ids[position]) not in special_ids:
-                break
-            position += 1
-            continue
-        group = slice(position, position + 4)
-        position += 4
-        if len(bins[group]) < 4 or not is_location[group].all():
-            continue
-        box = (bins[group] + 0.5) / LOCATION_BINS
-        is_new = not any(np.array_equal(box, other) for other in boxes)
-        if box[2] > box[0] and box[3] > box[1] and is_new:
-            boxes.append(box)
-            scores.append(float(np.exp(log_probabilities[group].mean())))
-    return Answer(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), np.asarray(scores, dtype=np.float32))
+    is_location = np.append((bins >= 0) & (bins < LOCATION_BINS), False)
+    start = int(is_location.argmax())
+    stop = start + int((~is_location[start:]).argmax())
+    stop -= (stop - start) % 4
+    xyxy = ((bins[start:stop].reshape(-1, 4) + 0.5) / LOCATION_BINS).astype(np.float32)
+    scores = np.exp(log_probabilities[start:stop].reshape(-1, 4).mean(axis=1)).astype(np.float32)
+    is_box = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)
+    is_first = np.zeros(len(xyxy), dtype=bool)
+    is_first[np.unique(xyxy, axis=0, return_index=True)[1]] = True
+    return Answer(xyxy[is_box & is_first], scores[is_box & is_first])

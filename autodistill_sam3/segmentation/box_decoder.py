@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from autodistill_sam3.devices import full_precision
 from autodistill_sam3.segmentation.detector import VisionFeatures
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def tracker_features(model: Sam3VideoModel, vision: VisionFeatures) -> TrackerFe
         level.permute(1, 2, 0).unflatten(2, (factor * grid, factor * grid))
         for level, factor in zip(levels, (4, 2, 1), strict=True)
     )
-    with _full_precision(coarse):
+    # The 8 bits of bf16 would move a coordinate of 1008 pixels by up to two.
+    with full_precision(coarse.device):
         positions = model.tracker_model.get_image_wide_positional_embeddings()
     return TrackerFeatures(coarse, positions, (fine, middle))
 
@@ -62,7 +64,7 @@ def decode_boxes(
         Mask logits (B, N, 4g, 4g) and predicted IoU (B, N) in 0..1, both ``float32``.
     """
     tracker = model.tracker_model
-    with _full_precision(boxes_xyxy):
+    with full_precision(boxes_xyxy.device):
         sparse, dense = tracker.prompt_encoder(
             input_points=None,
             input_labels=None,
@@ -78,8 +80,3 @@ def decode_boxes(
         high_resolution_features=list(features.high_resolution),
     )
     return logits[:, :, 0].float(), iou[:, :, 0].float()
-
-
-def _full_precision(tensor: torch.Tensor) -> torch.autocast:
-    """No autocast inside: the 8 bits of bf16 would move a coordinate of 1008 pixels by up to two."""
-    return torch.autocast(tensor.device.type, enabled=False)

@@ -14,6 +14,8 @@ import torch
 from torchvision.ops import box_convert
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
+from autodistill_sam3.devices import full_precision
+
 if TYPE_CHECKING:
     from transformers import Sam3Model
 
@@ -93,13 +95,15 @@ def encode_texts(detector: Sam3Model, input_ids: torch.Tensor, attention_mask: t
 def geometry_tokens(detector: Sam3Model, vision: VisionFeatures) -> Prompts:
     """The geometry encoder's tokens for B images when no exemplar box is given: its CLS token and one padding."""
     batch, device = len(vision.last_hidden_state), vision.last_hidden_state.device
-    output = detector.geometry_encoder(
-        box_embeddings=torch.zeros(batch, 1, 4, device=device),
-        box_mask=torch.zeros(batch, 1, dtype=torch.bool, device=device),
-        box_labels=torch.zeros(batch, 1, dtype=torch.long, device=device),
-        img_feats=vision.levels,
-        img_pos_embeds=vision.positions,
-    )
+    # Two tokens cost nothing, and transformers' RoI pooling mixes fp16 into bf16, which autocast on a CPU refuses.
+    with full_precision(device):
+        output = detector.geometry_encoder(
+            box_embeddings=torch.zeros(batch, 1, 4, device=device),
+            box_mask=torch.zeros(batch, 1, dtype=torch.bool, device=device),
+            box_labels=torch.zeros(batch, 1, dtype=torch.long, device=device),
+            img_feats=[level.float() for level in vision.levels],
+            img_pos_embeds=[position.float() for position in vision.positions],
+        )
     return Prompts(output.last_hidden_state, output.attention_mask.bool())
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +102,9 @@ class TransformersSegmenter:
     @torch.inference_mode()
     def encode(self, images: Sequence[RGBImage]) -> ImageFeatures:
         """One ViT pass for a batch of RGB ``uint8`` images of any sizes; see `Segmenter.encode`."""
-        pixels = self._processor(images=list(images), return_tensors="pt", device=str(self.device))["pixel_values"]
+        pixels = self._processor(
+            images=list(images), return_tensors="pt", device=str(self.device), input_data_format="channels_last"
+        )["pixel_values"]
         with autocast(self.device, self._dtype):
             vision = encode_images(self._model.detector_model, pixels)
         return ImageFeatures(vision, tuple((image.shape[0], image.shape[1]) for image in images))
@@ -115,7 +118,8 @@ class TransformersSegmenter:
         presence = np.zeros((len(features.image_hw), len(prompts)), dtype=np.float32)
         found: list[list[Instances]] = [[] for _ in features.image_hw]
         for image_index, prompt_index, queries in self._detect_pairs(features, prompts):
-            presence[image_index.cpu(), prompt_index.cpu()] = queries.presence_logits.sigmoid().cpu().numpy()
+            rows, columns = image_index.cpu().numpy(), prompt_index.cpu().numpy()
+            presence[rows, columns] = queries.presence_logits.sigmoid().cpu().numpy()
             keep = queries.scores > thresholds[prompt_index, None]
             with autocast(self.device, self._dtype):
                 logits = mask_logits(self._model.detector_model, features.vision, image_index, queries, keep)
@@ -170,7 +174,7 @@ class TransformersSegmenter:
             tracker: TrackerFeatures = tracker_features(self._model, features.vision)
         step = max(1, BOXES_PER_PASS // len(boxes))
         for start in range(0, longest, step):
-            chunk = [_slice_boxes(image_boxes, start, start + step) for image_boxes in boxes]
+            chunk = [image_boxes.select(slice(start, start + step)) for image_boxes in boxes]
             padded = np.zeros((len(boxes), max(len(part) for part in chunk), 4), dtype=np.float32)
             for row, part, (height, width) in zip(padded, chunk, features.image_hw, strict=True):
                 row[: len(part)] = part.xyxy / np.array([width, height, width, height], dtype=np.float32)
@@ -197,13 +201,11 @@ class TransformersSegmenter:
         for prompt, ids in zip(prompts, self._tokenizer(list(prompts), verbose=False)["input_ids"], strict=True):
             if len(ids) > MAX_PROMPT_TOKENS:
                 logger.warning(
-                    "SAM 3 reads %d tokens of a prompt; this one has %d and its end is ignored: %r",
-                    MAX_PROMPT_TOKENS, len(ids), prompt,
-                )  # fmt: skip
-
-
-def _slice_boxes(boxes: Boxes, start: int, stop: int) -> Boxes:
-    return Boxes(boxes.xyxy[start:stop], boxes.scores[start:stop], boxes.prompt_index[start:stop])
+                    "SAM 3 reads %d tokens of a prompt; this one has %d and its end is ignored: %s",
+                    MAX_PROMPT_TOKENS,
+                    len(ids),
+                    shorten(prompt, 80),
+                )
 
 
 def _group_by_image(

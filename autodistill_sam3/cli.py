@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodistill_sam3 import __version__
-from autodistill_sam3.errors import AutodistillSAM3Error, OntologyError, SettingError
+from autodistill_sam3.errors import AutodistillSAM3Error, SettingError
+from autodistill_sam3.ontology import PromptPairs
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0, 1 after an error of this package, 130 after Ctrl-C.
+        The exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
     options = build_parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -36,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AutodistillSAM3Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on where this one was.", file=sys.stderr)
+        print(f"Stopped.{options.after_stop}", file=sys.stderr)
         return 130
     return 0
 
@@ -61,7 +65,7 @@ def _add_label(commands: Any) -> None:
     output.add_argument("--output-folder", "--output", metavar="DIR", help="the dataset (default: IMAGES_labeled)")
     output.add_argument("--extension", help="take only files with this suffix, in any case (default: all common ones)")
     output.add_argument("--limit", type=int, metavar="N", help="label only the first N images")
-    output.add_argument("--nms-settings", choices=["no_nms", "class_specific", "class_agnostic"], default="no_nms")
+    output.add_argument("--nms-settings", choices=["no_nms", "class_specific", "class_agnostic"])
     output.add_argument("--sahi", action="store_true", help="cut large images into overlapping tiles")
     output.add_argument("--record-confidence", action="store_true", help="write confidence-<name>.txt beside labels")
     output.add_argument("--plot", action="store_true", help="write review sheets (PNG)")
@@ -73,7 +77,7 @@ def _add_label(commands: Any) -> None:
     upload.add_argument("--human-in-the-loop", action="store_true", help="upload the dataset afterwards")
     upload.add_argument("--roboflow-project", metavar="NAME")
     upload.add_argument("--roboflow-tags", nargs="+", metavar="TAG")
-    parser.set_defaults(run=_label, limit=None)
+    parser.set_defaults(run=_label, after_stop=" The same command goes on where this one was.")
 
 
 def _add_predict(commands: Any) -> None:
@@ -81,14 +85,14 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="paths or URLs")
     _add_model_flags(parser)
     parser.add_argument("--output", type=Path, metavar="PNG", help="the overlay; of several images, a sheet")
-    parser.set_defaults(run=_predict)
+    parser.set_defaults(run=_predict, after_stop="")
 
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser("demo", help="label the bundled example images; needs no weights and no GPU")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: demo_output)")
     _add_verbosity(parser)
-    parser.set_defaults(run=_demo)
+    parser.set_defaults(run=_demo, after_stop="")
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +107,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
     model.add_argument("--box-confidence", type=float, help="for what boxes alone found")
     model.add_argument(
-        "--threshold", dest="thresholds", action="append", metavar="CLASS=VALUE", help="--confidence of one class"
+        "--threshold", dest="thresholds", action="append", metavar="CLASS=VALUE", help="both of these, for one class"
     )
     model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
     model.add_argument("--device", help='such as "cuda:1" or "cpu" (default: the best there is)')
@@ -128,11 +132,13 @@ _LABEL_KEYWORDS = (
 
 
 def _label(options: argparse.Namespace) -> None:
+    from autodistill_sam3.labeling import default_output
+
     if options.quiet:
         options.progress = False
     model = _build_model(options)
     dataset = model.label(options.input_folder, **_given(options, _LABEL_KEYWORDS))
-    folder = options.output_folder or f"{Path(options.input_folder)}_labeled"
+    folder = options.output_folder or default_output(Path(options.input_folder))
     _say(options, f"{len(dataset)} images in {folder}")
 
 
@@ -140,6 +146,8 @@ def _predict(options: argparse.Namespace) -> None:
     from autodistill_sam3.images import load_image
     from autodistill_sam3.labeling.review import draw_detections, save_png
 
+    if options.output is not None and options.output.is_dir():
+        raise SettingError(f"Expected --output to be a PNG file, received a folder: {options.output}")
     model = _build_model(options)
     found = model.predict_batch(options.images)
     for source, detections in zip(options.images, found, strict=True):
@@ -175,15 +183,9 @@ def _build_model(options: argparse.Namespace) -> GroundedSAM3:
     return GroundedSAM3(_ontology(options.classes), thresholds=thresholds, **_given(options, _MODEL_KEYWORDS))
 
 
-def _ontology(classes: Sequence[str]) -> Any:
-    from autodistill.detection import CaptionOntology
-
-    pairs: dict[str, str] = {}
-    for text in classes:
-        prompt, _, name = text.rpartition("=") if "=" in text else (text, "", text)
-        if pairs.setdefault(prompt.strip(), name.strip()) != name.strip():
-            raise OntologyError(f"Expected one class per prompt, received two for {prompt.strip()!r}")
-    return CaptionOntology(pairs)
+def _ontology(classes: Sequence[str]) -> PromptPairs:
+    splits = [text.rpartition("=") if "=" in text else (text, "", text) for text in classes]
+    return PromptPairs(tuple((prompt.strip(), name.strip()) for prompt, _, name in splits))
 
 
 def _parse_threshold(text: str) -> tuple[str, float]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autodistill_sam3.bundled import bundled_path
+from autodistill_sam3.errors import OutputFolderError
 from autodistill_sam3.evaluation import ClassScore, evaluate_detections, load_truth
+from autodistill_sam3.labeling import read_run
+from autodistill_sam3.ontology import PromptPairs
 from autodistill_sam3.weights import SHAPES
 
 DEMO_OUTPUT = "demo_output"
@@ -50,15 +53,14 @@ def run_demo(output: Path, *, progress: bool = True) -> DemoResult:
         progress: Show a progress bar.
 
     Raises:
-        OutputFolderError: The folder holds something other than an earlier run's dataset.
+        OutputFolderError: The folder holds something other than an earlier demo.
     """
-    from autodistill.detection import CaptionOntology
-
     from autodistill_sam3.base_models import GroundedSAM3
 
     started = time.perf_counter()
     images, truth_file = bundled_path("examples/images"), bundled_path("examples/ground_truth.coco.json")
-    model = GroundedSAM3(CaptionOntology(DEMO_PROMPTS), checkpoint=SHAPES, device="cpu")
+    _check_output(output, images)
+    model = GroundedSAM3(PromptPairs(tuple(DEMO_PROMPTS.items())), checkpoint=SHAPES, device="cpu")
     dataset = model.label(images, output_folder=output, plot=True, overwrite=True, progress=progress)
     classes, truth = load_truth(truth_file, truth_file.parent)
     predicted = {Path(path).stem: dataset.annotations[path] for path in dataset.image_paths}
@@ -71,3 +73,14 @@ def run_demo(output: Path, *, progress: bool = True) -> DemoResult:
         truth=truth_file,
         scores=scores,
     )
+
+
+def _check_output(output: Path, images: Path) -> None:
+    """Only a dataset of the example images and the demo's own prompts is an earlier demo."""
+    run = read_run(output)
+    if run is None:
+        return
+    settings = run["settings"]
+    is_demo = settings.get("source") == str(images.resolve()) and list(settings.get("prompts", ())) == [*DEMO_PROMPTS]
+    if not is_demo:
+        raise OutputFolderError(f"Expected a new folder or an earlier demo, received another dataset: {output}")

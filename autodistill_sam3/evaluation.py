@@ -77,7 +77,7 @@ def evaluate_detections(
 
     Args:
         predicted: Image name -> detections, `class_id` counting in `classes`.
-        truth: Image name -> objects. An image that was not predicted counts as one without detections.
+        truth: Image name -> objects. An image that is only on one side counts as empty on the other.
         classes: Class names.
 
     Returns:
@@ -86,8 +86,8 @@ def evaluate_detections(
     empty = sv.Detections.empty()
     totals = np.zeros((len(classes), 3), dtype=np.int64)
     ious: list[list[float]] = [[] for _ in classes]
-    for name, objects in truth.items():
-        detections = predicted.get(name, empty)
+    for name in sorted(truth.keys() | predicted.keys()):
+        detections, objects = predicted.get(name, empty), truth.get(name, empty)
         for class_id in range(len(classes)):
             own, true = _of_class(detections, class_id), _of_class(objects, class_id)
             matched = match_masks(own, true)

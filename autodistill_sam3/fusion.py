@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Thresholds:
     Attributes:
         confidence: For instances found by text, and by text and box together.
         box_confidence: For instances that boxes alone found.
-        per_class: By class name, a value that replaces `confidence` for that class.
+        per_class: By class name, a value that replaces both for that class.
     """
 
     confidence: float = 0.5
@@ -38,28 +39,31 @@ class Thresholds:
         values = {"confidence": self.confidence, "box_confidence": self.box_confidence}
         values |= {f"thresholds[{name!r}]": value for name, value in self.per_class.items()}
         for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise SettingError(f"Expected {name} between 0 and 1, received {value!r}")
 
-    def of_classes(self, classes: tuple[str, ...]) -> npt.NDArray[np.float64]:
-        """(C,) the threshold of each class, for text and fused instances.
-
-        Raises:
-            SettingError: A threshold names a class that is not there.
-        """
+    def check_classes(self, classes: tuple[str, ...]) -> None:
+        """Raise a `SettingError` if a threshold names a class that is not there."""
         if unknown := sorted(set(self.per_class) - set(classes)):
             raise SettingError(f"Expected thresholds for classes among {list(classes)}, received {unknown}")
-        return np.array([self.per_class.get(name, self.confidence) for name in classes], dtype=np.float64)
+
+    def for_text(self, class_name: str) -> float:
+        """What text, or text and box together, must reach."""
+        return float(self.per_class.get(class_name, self.confidence))
+
+    def for_boxes(self, class_name: str) -> float:
+        """What a box alone must reach."""
+        return float(self.per_class.get(class_name, self.box_confidence))
 
 
 def text_floor(thresholds: Thresholds, table: PromptTable, *, fused: bool) -> list[float]:
-    """Per prompt, the score below which text instances are of no use to :func:`fuse`.
+    """Per prompt, the score below which text instances are not looked at.
 
-    A pair of a box and a text instance can reach the threshold when neither half does, so fusion looks at text
-    instances down to half of it.
+    A box and a text instance can reach the threshold together when neither half does. Text below half the threshold is
+    left out all the same: its masks would cost more than the rare pair is worth.
     """
-    per_prompt = thresholds.of_classes(table.classes)[list(table.class_of_prompt)]
-    return [float(value) / 2 if fused else float(value) for value in per_prompt]
+    share = 0.5 if fused else 1.0
+    return [share * thresholds.for_text(table.classes[class_id]) for class_id in table.class_of_prompt]
 
 
 def fuse(
@@ -71,10 +75,11 @@ def fuse(
 ) -> sv.Detections:
     """Combine what text and boxes found.
 
-    Instances of one class whose masks have an IoU of 0.5 or more are one object. A text and a box instance of one
-    object become a detection with the higher-scoring mask and confidence 1 - (1 - a)(1 - b), if that reaches the
-    threshold; a single keeps its own confidence. Text never vetoes a box: the presence of the prompt only scales the
-    confidence that is reported for what boxes alone found, by (1 + presence) / 2.
+    Instances of one class whose masks have an IoU of 0.5 or more are one object, whatever prompts found them. A text
+    and a box instance of one object become a detection with the higher-scoring mask and confidence 1 - (1 - a)(1 - b),
+    if that reaches the threshold; a single keeps its own confidence. Text never vetoes a box: the presence of the
+    prompt only scales the confidence that is reported for what boxes alone found, by (1 + presence) / 2, which may
+    take it below the threshold that it was kept by.
 
     Args:
         text: Instances from text prompts, or None if none were asked for.
@@ -87,22 +92,21 @@ def fuse(
         Detections sorted by falling confidence: tight `xyxy`, `mask` (a `CompactMask`), `confidence`, `class_id`, and
         in `data` the `class_name`, the `prompt` and the `source` ("text", "boxes" or "both") of each.
 
-    Raises:
-        SettingError: A threshold names a class that is not in the table.
     """
     either = text if text is not None else boxes
     if either is None:
         raise ValueError("fuse() needs instances from text, from boxes, or from both")
     image_hw = either.masks.image_shape
-    minimum = thresholds.of_classes(table.classes)
     found: list[_Candidate] = []
     text_classes = table.class_ids(text.prompt_index) if text is not None else None
     box_classes = table.class_ids(boxes.prompt_index) if boxes is not None else None
-    for class_id in range(len(table.classes)):
+    for class_id, name in enumerate(table.classes):
         text_part = _of_class(text, text_classes, class_id, image_hw)
         box_part = _of_class(boxes, box_classes, class_id, image_hw)
-        box_part = _without_duplicates(box_part.select(box_part.scores >= thresholds.box_confidence))
-        found += _fuse_class(_without_duplicates(text_part), box_part, float(minimum[class_id]), presence)
+        box_part = box_part.select(box_part.scores >= thresholds.for_boxes(name))
+        found += _fuse_class(
+            _without_duplicates(text_part), _without_duplicates(box_part), thresholds.for_text(name), presence
+        )
     found.sort(key=lambda candidate: -candidate.confidence)
     return _to_detections(found, table, image_hw)
 
@@ -129,14 +133,13 @@ def _fuse_class(
             found.append(_Candidate(better.masks, int(better.prompt_index[0]), "both", fused))
         elif score >= minimum:
             found.append(_Candidate(text.masks[[index]], int(text.prompt_index[index]), "text", float(score)))
-    kept_text = [index for index, score in enumerate(text.scores) if index in partner or score >= minimum]
     for index in sorted(set(range(len(boxes))) - set(partner.values())):
-        if (iou[kept_text, index] >= SAME_OBJECT_IOU).any():
-            continue
         prompt = int(boxes.prompt_index[index])
         scale = 1.0 if presence is None else (1 + float(presence[prompt])) / 2
         found.append(_Candidate(boxes.masks[[index]], prompt, "boxes", float(boxes.scores[index]) * scale))
-    return found
+    # A mask that was taken over from a partner may lie on a third instance.
+    found.sort(key=lambda candidate: -candidate.confidence)
+    return [found[index] for index in _distinct([candidate.mask for candidate in found])]
 
 
 def _match(
@@ -159,12 +162,20 @@ def _without_duplicates(instances: Instances) -> Instances:
     """Of instances of one class that overlap, the one with the highest score."""
     order = np.argsort(-instances.scores, kind="stable")
     ranked = instances.select(order)
-    iou = compact_mask_iou_batch(ranked.masks, ranked.masks)
+    return ranked.select(_distinct([ranked.masks[[index]] for index in range(len(ranked))]))
+
+
+def _distinct(masks: list[sv.CompactMask]) -> list[int]:
+    """Positions of the masks that do not show the same object as an earlier one."""
+    if not masks:
+        return []
+    merged = sv.CompactMask.merge(masks)
+    iou = compact_mask_iou_batch(merged, merged)
     kept: list[int] = []
-    for index in range(len(ranked)):
+    for index in range(len(masks)):
         if not (iou[index, kept] >= SAME_OBJECT_IOU).any():
             kept.append(index)
-    return ranked.select(kept)
+    return kept
 
 
 def _of_class(

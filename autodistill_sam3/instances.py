@@ -34,6 +34,10 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.xyxy)
 
+    def select(self, index: npt.NDArray[np.bool_] | slice) -> Boxes:
+        """The boxes where this (N,) mask is true, or of this slice."""
+        return Boxes(self.xyxy[index], self.scores[index], self.prompt_index[index])
+
     @classmethod
     def empty(cls) -> Boxes:
         """No boxes."""

@@ -20,6 +20,21 @@ class Ontology(Protocol):
 
 
 @dataclass(frozen=True)
+class PromptPairs:
+    """An ontology of (prompt, class) pairs, for those who have no other."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def prompts(self) -> list[str]:
+        """The prompts, in order."""
+        return [prompt for prompt, _ in self.pairs]
+
+    def classes(self) -> list[str]:
+        """The class of each prompt."""
+        return [name for _, name in self.pairs]
+
+
+@dataclass(frozen=True)
 class PromptTable:
     """Prompts and the classes they stand for.
 

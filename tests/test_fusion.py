@@ -115,7 +115,24 @@ def test_thresholds_out_of_range(name, value):
 
 def test_threshold_of_an_unknown_class():
     with pytest.raises(SettingError, match="spoon"):
-        Thresholds(per_class={"spoon": 0.5}).of_classes(("bottle",))
+        Thresholds(per_class={"spoon": 0.5}).check_classes(("bottle",))
+
+
+def test_thresholds_per_class_hold_for_boxes_too():
+    boxes = instances("boxes", (LEFT, 0.9, 0), (RIGHT, 0.2, 1))
+    found = fuse(None, boxes, TABLE, Thresholds(per_class={"bottle": 0.95, "tin": 0.1}))
+    assert found.data["class_name"].tolist() == ["tin"]
+
+
+def test_no_two_detections_of_a_class_show_one_object():
+    """A box that lies on two text instances takes its mask to one of them, and then covers the other."""
+    text = instances("text", ((0, 0, 20, 20), 0.9, 0), ((8, 0, 20, 20), 0.8, 0))
+    boxes = instances("boxes", ((4, 0, 20, 20), 0.95, 0))
+    found = fuse(text, boxes, TABLE, Thresholds())
+    dense = np.asarray(found.mask)
+    for index, mask in enumerate(dense):
+        for other in dense[:index]:
+            assert (mask & other).sum() / (mask | other).sum() < 0.5
 
 
 items = st.lists(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ import supervision as sv
 from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
+from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
+from autodistill_sam3.fusion import Thresholds
 from autodistill_sam3.images import ImageInput, RGBImage, load_image
-from autodistill_sam3.labeling import LabelingPlan, label_images
+from autodistill_sam3.labeling import LabelingPlan, default_output, label_images
 from autodistill_sam3.ontology import Ontology, PromptTable
-
-BATCH_SIZE = 8
 
 
 class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
     """A base model of autodistill that predicts in batches and labels folders safely."""
 
-    def __init__(self, ontology: Ontology) -> None:
+    def __init__(self, ontology: Ontology, thresholds: Thresholds, precision: Precision) -> None:
+        self.thresholds = thresholds
+        self.precision = precision
         self.set_ontology(ontology)
 
     def set_ontology(self, ontology: Ontology) -> None:
@@ -32,8 +35,11 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
 
         Raises:
             OntologyError: It is empty, holds something other than text, or gives one prompt two classes.
+            SettingError: A threshold was given for a class that it does not have.
         """
-        self.table = PromptTable.from_ontology(ontology)
+        table = PromptTable.from_ontology(ontology)
+        self.thresholds.check_classes(table.classes)
+        self.table = table
         self.ontology = ontology
 
     def predict(self, input: ImageInput) -> sv.Detections:
@@ -45,7 +51,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
         Returns:
             Detections sorted by falling confidence: `xyxy` in pixels of the upright image, `mask` (N, H, W) ``bool``,
             `confidence`, `class_id`, and `data` with "class_name", "prompt" and "source". Without any object, all of
-            them have length 0 and `mask` has shape (0, H, W).
+            them have length 0 and `mask` has shape (0, H, W). `Florence2` gives boxes only: `mask` is None.
 
         Raises:
             ImageError: The input cannot be read as an image.
@@ -55,9 +61,10 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
     def predict_batch(self, inputs: Sequence[ImageInput]) -> list[sv.Detections]:
         """:meth:`predict` for many images; the model sees them in batches."""
         found: list[sv.Detections] = []
-        for start in range(0, len(inputs), BATCH_SIZE):
-            images = [load_image(source) for source in inputs[start : start + BATCH_SIZE]]
-            found += [_with_dense_masks(detections) for detections in self._detect(images)]
+        step = LabelingPlan.batch_size
+        for start in range(0, len(inputs), step):
+            images = [load_image(source) for source in inputs[start : start + step]]
+            found += [with_dense_masks(detections) for detections in self._detect(images)]
         return found
 
     def label(
@@ -73,11 +80,11 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
         nms_settings: NmsSetting = NmsSetting.NONE,
         *,
         limit: int | None = None,
-        plot: bool = False,
-        overwrite: bool = False,
-        batch_size: int = BATCH_SIZE,
-        seed: int = 0,
-        progress: bool = True,
+        plot: bool = LabelingPlan.plot,
+        overwrite: bool = LabelingPlan.overwrite,
+        batch_size: int = LabelingPlan.batch_size,
+        seed: int = LabelingPlan.seed,
+        progress: bool = LabelingPlan.progress,
     ) -> sv.DetectionDataset:
         """Label a folder of images; the first nine arguments are autodistill's.
 
@@ -95,7 +102,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
             sahi: Cut large images into overlapping tiles.
             record_confidence: Write `confidence-<name>.txt` beside each label file, one value per line of it.
             nms_settings: Non-maximum suppression after fusion: none, per class, or across classes.
-            limit: Label only so many images, in the order of their names.
+            limit: Label only so many images, in the order of their names; what earlier runs finished stays.
             plot: Write review sheets into `review/`.
             overwrite: Replace the dataset of an earlier run; other folders are never touched.
             batch_size: Images per call of the model.
@@ -108,6 +115,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
         Raises:
             InputFolderError: There is nothing to label.
             OutputFolderError: The output folder may not be written to.
+            LabelingError: Writing failed, or an earlier run's journal is damaged.
             SettingError: A value is out of its range.
         """
         nms = _nms_setting(nms_settings)
@@ -117,7 +125,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
         source = Path(input_folder)
         plan = LabelingPlan(
             source=source,
-            output=Path(output_folder) if output_folder is not None else source.with_name(f"{source.name}_labeled"),
+            output=Path(output_folder) if output_folder is not None else default_output(source),
             classes=self.table.classes,
             settings=self._settings() | {"sahi": sahi, "nms_settings": nms.value},
             versions=_versions(),
@@ -141,17 +149,21 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
 
     def _settings(self) -> dict[str, Any]:
         """What decides which labels come out, as JSON values."""
-        prompts = dict(zip(self.table.prompts, self.table.class_of_prompt, strict=True))
-        return {"model": type(self).__name__, "prompts": prompts}
+        return {
+            "model": type(self).__name__,
+            "prompts": dict(zip(self.table.prompts, self.table.class_of_prompt, strict=True)),
+            "thresholds": asdict(self.thresholds),
+            "precision": self.precision,
+        }
 
     def _detect_all(self, images: Sequence[RGBImage], sahi: bool) -> list[sv.Detections]:
         if not sahi:
             return self._detect(images)
-        slicer = sv.InferenceSlicer(callback=lambda tile: _with_dense_masks(self._detect([tile])[0]))
+        slicer = sv.InferenceSlicer(callback=lambda tile: self._detect([tile])[0])
         return [slicer(image) for image in images]
 
 
-def _with_dense_masks(detections: sv.Detections) -> sv.Detections:
+def with_dense_masks(detections: sv.Detections) -> sv.Detections:
     """Dense (N, H, W) masks, which callers may treat as any array."""
     if isinstance(detections.mask, sv.CompactMask):
         detections.mask = detections.mask.to_dense()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ class Florence2(LabelingModel):
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__(ontology)
-        self.thresholds = Thresholds(box_confidence=confidence)
+        super().__init__(ontology, Thresholds(box_confidence=confidence), precision)
         self.checkpoint = find_checkpoint(FLORENCE2, checkpoint)
         from autodistill_sam3.grounding.florence2 import Florence2Grounder
 
@@ -68,5 +66,4 @@ class Florence2(LabelingModel):
         )
 
     def _settings(self) -> dict[str, Any]:
-        own = {"checkpoint": str(self.checkpoint.resolve()), "thresholds": asdict(self.thresholds)}
-        return super()._settings() | own
+        return super()._settings() | {"checkpoint": str(self.checkpoint.resolve())}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import supervision as sv
 
 from autodistill_sam3.base_models.base import LabelingModel
@@ -14,10 +14,10 @@ from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.fusion import Thresholds, fuse, text_floor
 from autodistill_sam3.images import RGBImage
-from autodistill_sam3.instances import Instances
+from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
 from autodistill_sam3.segmentation import TextResult
-from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint
+from autodistill_sam3.weights import FLORENCE2, SAM3, SHAPES, find_checkpoint
 
 Prompting = Literal["text", "boxes", "both"]
 GROUNDING_MODEL = "Florence 2"
@@ -36,7 +36,7 @@ class GroundedSAM3(LabelingModel):
             turns each into a mask. "both": both, fused.
         confidence: For what text, or text and box together, found: detections below it are dropped.
         box_confidence: For what boxes alone found.
-        thresholds: By class name, a value that replaces `confidence` for that class.
+        thresholds: By class name, a value that replaces both for that class.
         presence_gate: With "both", prompts of which SAM 3 sees less than this presence in an image are not sent to
             Florence-2, the slower model. Off by default, since it lets SAM 3 veto what it misses; 0.05 is mild.
         device: Such as "cuda:1"; by default the best one there is.
@@ -67,14 +67,12 @@ class GroundedSAM3(LabelingModel):
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__(ontology)
+        super().__init__(ontology, Thresholds(confidence, box_confidence, dict(thresholds or {})), precision)
         _check_choices(model, prompting, presence_gate)
         self.prompting = prompting
         self.presence_gate = presence_gate
-        self.thresholds = Thresholds(confidence, box_confidence, dict(thresholds or {}))
-        self.thresholds.of_classes(self.table.classes)
         self.checkpoint = find_checkpoint(SAM3, checkpoint)
-        self.florence2_checkpoint = None
+        self.florence2_checkpoint: Path | None = None
         if prompting != "text":
             argument = _florence2_argument(checkpoint, florence2_checkpoint)
             self.florence2_checkpoint = find_checkpoint(FLORENCE2, argument)
@@ -98,7 +96,7 @@ class GroundedSAM3(LabelingModel):
         boxes: list[Instances | None] = [None] * len(images)
         if self.grounder is not None:
             proposals = self.grounder.ground(images, self.table.prompts, self._prompts_for_boxes(texts))
-            boxes = list(self.segmenter.segment_boxes(features, proposals))
+            boxes = list(self.segmenter.segment_boxes(features, [self._promising(part) for part in proposals]))
         return [
             fuse(
                 text.instances if text is not None else None,
@@ -119,12 +117,17 @@ class GroundedSAM3(LabelingModel):
             for text in texts
         ]
 
+    def _promising(self, boxes: Boxes) -> Boxes:
+        """The boxes that can still reach their threshold; a mask's predicted IoU only lowers the score."""
+        names = [self.table.classes[class_id] for class_id in self.table.class_ids(boxes.prompt_index)]
+        minimum = np.array([self.thresholds.for_boxes(name) for name in names])
+        return boxes.select(boxes.scores >= minimum)
+
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {
             "prompting": self.prompting,
             "checkpoint": str(self.checkpoint.resolve()),
-            "florence2_checkpoint": str(self.florence2_checkpoint),
-            "thresholds": asdict(self.thresholds),
+            "florence2_checkpoint": self.florence2_checkpoint and str(self.florence2_checkpoint.resolve()),
             "presence_gate": self.presence_gate,
         }
 
@@ -142,6 +145,6 @@ def _florence2_argument(checkpoint: str | Path | None, florence2_checkpoint: str
     """A models root serves both models; a SAM 3 folder leaves Florence-2 to its own places."""
     if florence2_checkpoint is not None or checkpoint is None:
         return florence2_checkpoint
-    if checkpoint == "shapes" or (Path(checkpoint).expanduser() / FLORENCE2.folder).is_dir():
+    if checkpoint == SHAPES or (Path(checkpoint).expanduser() / FLORENCE2.folder).is_dir():
         return checkpoint
     return None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel
+from autodistill_sam3.base_models.base import LabelingModel, with_dense_masks
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.fusion import Thresholds, fuse, text_floor
-from autodistill_sam3.images import ImageInput, RGBImage
+from autodistill_sam3.images import ImageInput, RGBImage, load_image
 from autodistill_sam3.ontology import Ontology
 from autodistill_sam3.weights import SAM3, find_checkpoint
 
@@ -51,32 +51,25 @@ class SegmentAnything3(LabelingModel):
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__(ontology)
-        self.thresholds = Thresholds(confidence=confidence, per_class=dict(thresholds or {}))
-        self.thresholds.of_classes(self.table.classes)
-        folder = find_checkpoint(SAM3, checkpoint)
+        super().__init__(ontology, Thresholds(confidence=confidence, per_class=dict(thresholds or {})), precision)
+        self.checkpoint = find_checkpoint(SAM3, checkpoint)
         from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 
-        self.checkpoint = folder
-        self.segmenter = TransformersSegmenter.load(folder, device=device, precision=precision)
+        self.segmenter = TransformersSegmenter.load(self.checkpoint, device=device, precision=precision)
 
     def predict(self, input: ImageInput, confidence: float | None = None) -> sv.Detections:
         """:meth:`LabelingModel.predict`; `confidence`, if given, replaces the constructor's for this call."""
-        if confidence is None:
-            return super().predict(input)
-        before = self.thresholds
-        self.thresholds = replace(before, confidence=confidence)
-        try:
-            return super().predict(input)
-        finally:
-            self.thresholds = before
+        thresholds = self.thresholds if confidence is None else replace(self.thresholds, confidence=confidence)
+        return with_dense_masks(self._detect_above([load_image(input)], thresholds)[0])
 
     def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
+        return self._detect_above(images, self.thresholds)
+
+    def _detect_above(self, images: Sequence[RGBImage], thresholds: Thresholds) -> list[sv.Detections]:
         features = self.segmenter.encode(images)
-        floor = text_floor(self.thresholds, self.table, fused=False)
+        floor = text_floor(thresholds, self.table, fused=False)
         results = self.segmenter.segment_text(features, self.table.prompts, floor)
-        return [fuse(result.instances, None, self.table, self.thresholds) for result in results]
+        return [fuse(result.instances, None, self.table, thresholds) for result in results]
 
     def _settings(self) -> dict[str, Any]:
-        own = {"checkpoint": str(self.checkpoint.resolve()), "thresholds": asdict(self.thresholds)}
-        return super()._settings() | own
+        return super()._settings() | {"checkpoint": str(self.checkpoint.resolve())}

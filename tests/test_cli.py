@@ -1,0 +1,131 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+import autodistill_sam3
+from autodistill_sam3 import GroundedSAM3
+from autodistill_sam3.cli import build_parser, main
+from autodistill_sam3.images import load_image
+
+EXAMPLES = REPOSITORY / "examples" / "images"
+
+
+def flags_of(command):
+    subparsers = next(action for action in build_parser()._actions if action.choices)
+    return {option for action in subparsers.choices[command]._actions for option in action.option_strings}
+
+
+def test_every_keyword_of_label_is_a_flag():
+    keywords = set(inspect.signature(GroundedSAM3.label).parameters) - {"self", "input_folder"}
+    assert {f"--{name.replace('_', '-')}" for name in keywords} <= flags_of("label")
+
+
+def test_every_keyword_of_the_model_is_a_flag():
+    names = set(inspect.signature(GroundedSAM3).parameters) - {"ontology", "model", "thresholds"}
+    for command in ("label", "predict"):
+        assert {f"--{name.replace('_', '-')}" for name in names} | {"--class", "--threshold"} <= flags_of(command)
+
+
+@pytest.fixture
+def label(tmp_path):
+    def run(*arguments):
+        output = tmp_path / "out"
+        return main(
+            ["label", str(EXAMPLES), "--output", str(output), "--checkpoint", "shapes", "--device", "cpu", *arguments]
+        )
+
+    return run
+
+
+def test_label(label, tmp_path, capsys):
+    assert label("--class", "red circle=ball", "--class", "star", "--limit", "3", "--plot") == 0
+    out = capsys.readouterr().out
+    assert "3 images" in out
+    assert str(tmp_path / "out") in out
+    assert (tmp_path / "out" / "data.yaml").read_text().count("ball") == 1
+    assert len(list(tmp_path.glob("out/*/labels/*.txt"))) == 3
+    assert len(list(tmp_path.glob("out/review/*.png"))) == 1
+
+
+def test_default_output_stands_beside_the_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.png")
+    flags = ["--class", "star", "--checkpoint", "shapes", "--prompting", "text", "--device", "cpu", "--quiet"]
+    assert main(["label", "in/", *flags]) == 0
+    assert (tmp_path / "in_labeled" / "data.yaml").exists()
+
+
+def test_quiet_says_nothing(label, capfd):
+    assert label("--class", "star", "--limit", "1", "--prompting", "text", "--quiet") == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_predict_writes_an_overlay(tmp_path, capsys):
+    source = sorted(EXAMPLES.iterdir())[0]
+    output = tmp_path / "deep" / "overlay.png"
+    flags = ["--class", "red circle=ball", "--checkpoint", "shapes", "--device", "cpu"]
+    assert main(["predict", str(source), *flags, "--output", str(output)]) == 0
+    assert load_image(output).shape == load_image(source).shape
+    assert "found" in capsys.readouterr().out
+    assert main(["predict", str(source), str(source), *flags, "--output", str(output), "--threshold", "ball=0.9"]) == 0
+    assert load_image(output).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label", "missing", "--class", "a", "--checkpoint", "shapes"], "Expected a folder of images"),
+        (["label", "here", "--class", "a", "--checkpoint", "shapes"], "without any"),
+        (["predict", "missing.jpg", "--class", "a", "--checkpoint", "shapes"], "does not exist"),
+        (["predict", "a.jpg", "--class", "a", "--checkpoint", "nowhere"], "No SAM 3 checkpoint found"),
+        (["predict", "a.jpg", "--class", "a", "--checkpoint", "shapes", "--confidence", "2"], "between 0 and 1"),
+        (["predict", "a.jpg", "--class", "a", "--checkpoint", "shapes", "--device", "cuda:99"], "CUDA devices"),
+        (["predict", "a.jpg", "--class", "a", "--checkpoint", "shapes", "--device", "abacus"], "Expected a device"),
+        (["predict", "a.jpg", "--class", "a=x", "--class", "a=y", "--checkpoint", "shapes"], "one class per prompt"),
+        (["predict", "a.jpg", "--class", "=x", "--checkpoint", "shapes"], "at least one character"),
+        (["predict", "a.jpg", "--class", "a", "--checkpoint", "shapes", "--threshold", "a"], "CLASS=VALUE"),
+        (["predict", "a.jpg", "--class", "a", "--checkpoint", "shapes", "--threshold", "b=0.5"], "'b'"),
+        (["label", "here", "--class", "a", "--checkpoint", "shapes", "--limit", "0"], "at least 1"),
+    ],
+)
+def test_errors_are_one_clear_line_and_status_1(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_module_and_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "autodistill_sam3", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == autodistill_sam3.__version__
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    out = capsys.readouterr().out
+    for text in ("objects", "precision", "recall", "mask IoU", "ball", "all", "review sheet", "ground truth"):
+        assert text in out
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--quiet"]) == 0
+    label = ["label", str(EXAMPLES), "--class", "star", "--checkpoint", "shapes", "--prompting", "text", "--limit", "1"]
+    assert main([*label, "--output", str(tmp_path / "own"), "--quiet"]) == 0
+    assert main(["demo", "--output", str(tmp_path / "own")]) == 1
+    assert "another dataset" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("own/*/labels/*.txt"))) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep")
+    assert main(["demo", "--output", str(tmp_path / "mine")]) == 1
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"

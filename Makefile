@@ -1,0 +1,32 @@
+# make demo   label the example images with the bundled checkpoints
+# make test   the tests, under 10 minutes on two cores
+# make lint   ruff and mypy
+# Each sets up .venv first if needed. PYTHON=python3.12 chooses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(BIN)/autodistill-sam3 demo --output demo_output
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sam3,test,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,106 @@
+"""One step's worth of scenes and prompts: planned in numpy by a loader process, drawn on the training device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from autodistill_sam3.training.boxes import xyxy_to_cxcywh
+from autodistill_sam3.training.configs import Recipe
+from autodistill_sam3.training.drawing import SceneBatch, draw
+from autodistill_sam3.training.prompts import PromptPlan, plan_prompts
+from autodistill_sam3.training.scenes import MIN_VISIBLE, ScenePlan, plan_scenes, training_rng
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A step before drawing.
+
+    Attributes:
+        step: Its number.
+        seed: Of the run.
+        scenes: B scenes.
+        prompts: P prompts for each.
+    """
+
+    step: int
+    seed: int
+    scenes: ScenePlan
+    prompts: PromptPlan
+
+
+class Plans(Dataset[Plan]):
+    """The plans of a run by step; each depends on seed and step alone, so that a resumed run sees the same."""
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.recipe = recipe
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def __getitem__(self, step: int) -> Plan:
+        rng = training_rng(self.seed, step)
+        scenes = plan_scenes(rng, self.recipe.scenes)
+        prompts = plan_prompts(rng, scenes, self.recipe.prompts, present=self.recipe.present)
+        return Plan(step, self.seed, scenes, prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A step as the model sees it; N = B * P pairs, scene by scene.
+
+    Attributes:
+        scenes: B drawn scenes.
+        texts: N prompts.
+        targets: (N, K) ``bool``, the objects that each prompt asks for and that are visible enough to count.
+        boxes_cxcywh: (N, K, 4) ``float32`` in 0..1, of all K objects.
+        per_scene: P.
+    """
+
+    scenes: SceneBatch
+    texts: list[str]
+    targets: torch.Tensor
+    boxes_cxcywh: torch.Tensor
+    per_scene: int
+
+    @property
+    def present(self) -> torch.Tensor:
+        """(N,) ``bool``."""
+        return self.targets.any(1)
+
+
+def realise(plan: Plan, size: int, device: torch.device) -> Batch:
+    """Draw a plan into squares of `size` pixels and find out what is visible."""
+    # Seeds of drawing must differ from step to step and from run to run.
+    scenes = draw(plan.scenes, size, size, seed=plan.seed * 1_000_003 + plan.step, device=device)
+    matches = torch.from_numpy(plan.prompts.matches).to(device)
+    per_scene = matches.shape[1]
+    targets = (matches & (scenes.visible >= MIN_VISIBLE)[:, None]).flatten(0, 1)
+    boxes = xyxy_to_cxcywh(scenes.boxes_xyxy).repeat_interleave(per_scene, dim=0)
+    return Batch(scenes, plan.prompts.texts, targets, boxes, per_scene)
+
+
+def object_masks(scenes: SceneBatch, images: torch.Tensor, slots: torch.Tensor, size: int) -> torch.Tensor:
+    """Visible masks of M objects as (M, size, size) ``float32`` of zeros and ones; a pixel is the majority's."""
+    seen = (scenes.top[images] == slots[:, None, None]).float()
+    if seen.shape[-1] == size:
+        return seen
+    return (torch.nn.functional.adaptive_avg_pool2d(seen[:, None], size)[:, 0] >= 0.5).float()
+
+
+def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(B, 3, H, W) ``uint8`` -> ``float32`` as the models take it."""
+    shift, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return (images.float() / 255 - shift) / scale
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device, **options: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, (N, T) each, padded to the longest."""
+    encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **options)
+    return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)

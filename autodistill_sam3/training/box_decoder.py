@@ -1,0 +1,129 @@
+"""Stage 2: SAM 3's tracker as an image model, box -> mask of its object. The ViT stays as the detector left it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Sam3VideoModel
+
+from autodistill_sam3.training.batches import Batch, normalise, object_masks
+from autodistill_sam3.training.configs import IMAGE_SIZE
+from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
+from autodistill_sam3.training.losses import focal_loss
+from autodistill_sam3.training.scenes import MIN_VISIBLE
+
+# Segment Anything's balance of focal, dice and IoU error (Kirillov et al. 2023, appendix A).
+FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 20.0, 1.0, 1.0
+JITTER = 0.10
+TRAINED_PARTS = (
+    "tracker_neck.",
+    "tracker_model.mask_decoder.",
+    "tracker_model.prompt_encoder.",
+    "tracker_model.no_memory_embedding",
+)
+
+
+def jitter_boxes(boxes_xyxy: torch.Tensor, amount: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Move each side by up to `amount` of the box's width or height; stays within 0..1."""
+    size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).repeat_interleave(2, -1)[..., [0, 2, 1, 3]]
+    shift = torch.rand(boxes_xyxy.shape, device=boxes_xyxy.device, generator=generator) * 2 - 1
+    return (boxes_xyxy + shift * amount * size).clamp(0, 1)
+
+
+def run_box_decoder(
+    model: Sam3VideoModel, images: torch.Tensor, boxes_xyxy: torch.Tensor, *, multimask: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the objects in boxes, the way the official `predict_inst` computes them.
+
+    `transformers.Sam3TrackerModel` leaves out `no_memory_embedding`; here it is added to the coarsest features.
+
+    Args:
+        model: The model; its ViT gets no gradient.
+        images: (B, 3, S, S) normalised.
+        boxes_xyxy: (B, K, 4) in 0..1.
+        multimask: The three masks for ambiguous prompts instead of the one.
+
+    Returns:
+        Mask logits (B, K, m, 4g, 4g) and predicted IoU (B, K, m), m = 1 or 3.
+    """
+    tracker: Any = model.tracker_model
+    with torch.no_grad():
+        vision = model.detector_model.vision_encoder.backbone(images)
+    levels, _ = model.get_vision_features_for_tracker(vision)
+    levels[-1] = levels[-1] + tracker.no_memory_embedding
+    grid = tracker.prompt_encoder.image_embedding_size[0]
+    fine, middle, coarse = (
+        level.permute(1, 2, 0).unflatten(2, (factor * grid, factor * grid))
+        for level, factor in zip(levels, (4, 2, 1), strict=True)
+    )
+    # bf16 has 8 bits for a coordinate: too few.
+    with torch.autocast(images.device.type, enabled=False):
+        sparse, dense = tracker.prompt_encoder(
+            input_points=None,
+            input_labels=None,
+            input_boxes=boxes_xyxy * tracker.prompt_encoder.input_image_size,
+            input_masks=None,
+        )
+        positions = tracker.get_image_wide_positional_embeddings().expand(len(images), -1, -1, -1)
+    logits, iou, _, _ = tracker.mask_decoder(
+        image_embeddings=coarse,
+        image_positional_embeddings=positions,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask,
+        high_resolution_features=[fine, middle],
+    )
+    return logits, iou
+
+
+def box_decoder_losses(
+    logits: torch.Tensor, predicted_iou: torch.Tensor, targets: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Focal, dice and IoU error; of several masks only the best one's mask loss counts (Segment Anything).
+
+    Args:
+        logits: (M, m, h, w).
+        predicted_iou: (M, m).
+        targets: (M, h, w), 0 or 1.
+    """
+    predicted, wanted = logits.float().flatten(2), targets.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
+    focal = FOCAL_WEIGHT * focal_loss(predicted, wanted, alpha=0.25, gamma=2.0).mean(-1)
+    probability = predicted.sigmoid()
+    dice = 1 - (2 * (probability * wanted).sum(-1) + 1) / (probability.sum(-1) + wanted.sum(-1) + 1)
+    best = (focal + DICE_WEIGHT * dice).argmin(1, keepdim=True)
+    on, truth = predicted > 0, wanted > 0.5
+    iou = (on & truth).sum(-1) / (on | truth).sum(-1).clamp(min=1)
+    count = max(len(logits), 1)
+    return {
+        "loss_mask": focal.gather(1, best).sum() / count,
+        "loss_dice": DICE_WEIGHT * dice.gather(1, best).sum() / count,
+        "loss_iou": IOU_WEIGHT * ((predicted_iou.float() - iou) ** 2).mean(1).sum() / count,
+    }
+
+
+class BoxStage:
+    """Trains the tracker's neck, prompt encoder and mask decoder; the memory is left for video."""
+
+    name = "boxes"
+    image_size = IMAGE_SIZE
+
+    def __init__(self, model: Sam3VideoModel) -> None:
+        self.model = model
+        self._generator = torch.Generator().manual_seed(0)
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that this stage changes."""
+        return [(name, value) for name, value in self.model.named_parameters() if name.startswith(TRAINED_PARTS)]
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Weighted loss terms of a batch; prompts are not looked at."""
+        images = normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD)
+        rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
+        boxes = jitter_boxes(batch.scenes.boxes_xyxy, JITTER)
+        # The decoder gives either the one mask or the three; the three need less practice.
+        multimask = bool(torch.rand((), generator=self._generator) < 0.3)
+        logits, iou = run_box_decoder(self.model, images, boxes, multimask=multimask)
+        targets = object_masks(batch.scenes, rows, slots, logits.shape[-1])
+        return box_decoder_losses(logits[rows, slots], iou[rows, slots], targets)

@@ -1,0 +1,176 @@
+"""Scene plans -> pixels and exact visible masks, a batch at a time, on any device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from autodistill_sam3.training.scenes import ScenePlan
+
+
+@dataclass(frozen=True, eq=False)
+class SceneBatch:
+    """B drawn scenes of up to K objects.
+
+    Attributes:
+        images: (B, 3, H, W) ``uint8`` RGB.
+        top: (B, H, W) ``int64``, the slot of the object seen at each pixel, -1 for background.
+        visible: (B, K) ``float32``, visible share of each object's pixels inside the image; 0 for empty slots.
+        boxes_xyxy: (B, K, 4) ``float32`` in 0..1, of the visible pixels; zeros where nothing is visible.
+    """
+
+    images: torch.Tensor
+    top: torch.Tensor
+    visible: torch.Tensor
+    boxes_xyxy: torch.Tensor
+
+
+@torch.no_grad()
+def draw(plan: ScenePlan, height: int, width: int, *, seed: int = 0, device: str | torch.device = "cpu") -> SceneBatch:
+    """Draw planned scenes.
+
+    Args:
+        plan: B scenes. Where `plan.aspect` is not width / height, the scene comes out stretched.
+        height: Pixels.
+        width: Pixels.
+        seed: Of the pixel noise.
+        device: Where to draw.
+    """
+    p = {name: torch.from_numpy(values).to(device) for name, values in plan.arrays().items()}
+    generator = torch.Generator(device).manual_seed(seed)
+    x, y = _grid(p["aspect"], height, width)
+    pixels_per_unit = torch.minimum(width / x[:, -1, -1], height / y[:, -1, -1])
+    u, v = _object_frame(p, x, y)
+    distance = _distance(p, u, v)
+    inside = (distance < 0) & p["valid"][..., None, None]
+    slots = torch.arange(1, inside.shape[1] + 1, device=inside.device)[None, :, None, None]
+    top = (inside * slots).amax(1) - 1
+    canvas = _background(p, x, y, generator)
+    sharpness = (p["radius"] * pixels_per_unit[:, None])[..., None, None]
+    cover = (0.5 - distance * sharpness).clamp_(0, 1) * p["valid"][..., None, None]
+    canvas = _paint(canvas, p, cover, distance, u, v)
+    canvas = _photograph(canvas, p, generator)
+    visible, boxes = _visible(inside, top)
+    return SceneBatch((canvas * 255).round_().clamp_(0, 255).to(torch.uint8), top, visible, boxes)
+
+
+def _grid(aspect: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel centres in units of the short side, (B, H, W) each."""
+    across = (torch.arange(width, device=aspect.device) + 0.5) / width
+    down = (torch.arange(height, device=aspect.device) + 0.5) / height
+    x = across[None, None, :] * aspect.clamp(min=1.0)[:, None, None]
+    y = down[None, :, None] * (1.0 / aspect).clamp(min=1.0)[:, None, None]
+    return x.expand(-1, height, -1), y.expand(-1, -1, width)
+
+
+def _object_frame(p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel centres in each object's own frame, where its radius is 1: (B, K, H, W) each."""
+    dx = x[:, None] - p["centre"][..., 0, None, None]
+    dy = y[:, None] - p["centre"][..., 1, None, None]
+    cos = (p["angle"].cos() / p["radius"])[..., None, None]
+    sin = (p["angle"].sin() / p["radius"])[..., None, None]
+    return (dx * cos + dy * sin) / p["stretch"][..., None, None], dy * cos - dx * sin
+
+
+def _distance(p: dict[str, torch.Tensor], u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """About the distance to each object's outline, negative inside, in units of its radius: (B, K, H, W)."""
+    detail = p["detail"][..., None, None]
+    shape = p["shape"][..., None, None]
+    r = torch.hypot(u, v)
+    au, av = u.abs(), v.abs()
+    circle = r - 1.0
+    square = torch.maximum(au, av) - 0.85
+    triangle = torch.maximum(-v - 0.5, av.new_tensor(math.sqrt(0.75)) * au + 0.5 * v - 0.5)
+    ring = torch.maximum(circle, (0.42 + 0.3 * detail) - r)
+    bar = 0.2 + 0.2 * detail
+    cross = torch.minimum(torch.maximum(au - 1.0, av - bar), torch.maximum(au - bar, av - 1.0))
+    star = _star(p["points"][..., None, None], 0.36 + 0.18 * detail, u, v, r)
+    result = circle
+    for index, candidate in enumerate((square, triangle, star, ring, cross), start=1):
+        result = torch.where(shape == index, candidate, result)
+    return result
+
+
+def _star(points: torch.Tensor, depth: torch.Tensor, u: torch.Tensor, v: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """A star's outline: all its edges are one edge after folding the plane into half a point's sector."""
+    half = math.pi / points
+    folded = torch.atan2(u, -v).remainder(2 * half)
+    folded = torch.minimum(folded, 2 * half - folded)
+    x, y = r * folded.cos(), r * folded.sin()
+    # The edge runs from the tip (1, 0) to the notch (depth cos half, depth sin half).
+    edge_x, edge_y = depth * half.cos() - 1.0, depth * half.sin()
+    return (edge_y * (x - 1.0) - edge_x * y) / torch.hypot(edge_x, edge_y)
+
+
+def _background(
+    p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """(B, 3, H, W) in about 0..1."""
+    count, height, width = x.shape
+    gx, gy, strength = (p["gradient"][:, i, None, None] for i in range(3))
+    mix = ((x - 0.5) * gx + (y - 0.5) * gy + 0.5).clamp(0, 1) * (strength > 0)
+    first, second = p["background"][:, 0, :, None, None], p["background"][:, 1, :, None, None]
+    canvas = first + (second - first) * mix[:, None]
+    amplitude, wave_x, wave_y, kind, phase = (p["texture"][:, i, None, None] for i in range(5))
+    waves = torch.sin(x * wave_x + y * wave_y + phase)
+    checks = torch.sign(waves) * torch.sign(torch.sin(y * wave_x - x * wave_y + phase))
+    patches = sum(
+        F.interpolate(
+            torch.randn(count, 3, cells, cells, device=x.device, generator=generator), (height, width), mode="bilinear"
+        )
+        for cells in (6, 24, 56)
+    )
+    regular = torch.where(kind == 1, waves, checks)[:, None]
+    texture = torch.where(kind[:, None] == 0, patches / 2, regular)
+    return canvas + amplitude[:, None] * texture
+
+
+def _paint(
+    canvas: torch.Tensor,
+    p: dict[str, torch.Tensor],
+    cover: torch.Tensor,
+    distance: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+) -> torch.Tensor:
+    """Lay the objects on the canvas, back to front."""
+    for slot in range(cover.shape[1]):
+        outline = p["outline"][:, slot, None, None, None]
+        at_edge = (distance[:, slot, None] > -outline) & (outline > 0)
+        fill, edge = p["rgb"][:, slot, :, None, None], p["outline_rgb"][:, slot, :, None, None]
+        sx, sy, shine = (p["shading"][:, slot, i, None, None] for i in range(3))
+        tone = 1.0 + sx * u[:, slot] + sy * v[:, slot] + shine * (1.0 - u[:, slot] ** 2 - v[:, slot] ** 2)
+        colour = torch.where(at_edge, edge, fill * tone.clamp(0.5, 1.3)[:, None])
+        canvas = torch.lerp(canvas, colour.clamp(0, 1), cover[:, slot, None])
+    return canvas
+
+
+def _photograph(canvas: torch.Tensor, p: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    """Blur and noise."""
+    blurred = F.avg_pool2d(canvas, 3, stride=1, padding=1, count_include_pad=False)
+    canvas = torch.lerp(canvas, blurred, p["blur"][:, None, None, None])
+    noise = torch.randn(canvas.shape, device=canvas.device, generator=generator)
+    return canvas + noise * p["noise"][:, None, None, None]
+
+
+def _visible(inside: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Visible shares (B, K) and boxes (B, K, 4) of what is visible."""
+    slots = torch.arange(inside.shape[1], device=top.device)[None, :, None, None]
+    seen = top[:, None] == slots
+    share = seen.sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+    columns, rows = seen.any(2), seen.any(3)
+    edges = [_extent(columns), _extent(rows)]
+    boxes = torch.stack([edges[0][0], edges[1][0], edges[0][1], edges[1][1]], dim=-1)
+    return share, boxes * (share > 0)[..., None]
+
+
+def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and one past the last True of (B, K, L), in 0..1 of L."""
+    length = occupied.shape[-1]
+    index = torch.arange(length, device=occupied.device)
+    first = torch.where(occupied, index, length).amin(-1)
+    last = torch.where(occupied, index, -1).amax(-1) + 1
+    return first / length, last / length

@@ -1,0 +1,148 @@
+"""The shapes checkpoints do what they are for, on scenes they have not seen.
+
+The limits stand slightly below models/shapes/README.md. A pipeline that ignored the text, the boxes, the presence score
+or Florence-2 fails here; the last tests take each away and show it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import supervision as sv
+from autodistill.detection import CaptionOntology
+from scenes import held_out_scenes
+
+from autodistill_sam3 import GroundedSAM3
+from autodistill_sam3.evaluation import evaluate_detections
+from autodistill_sam3.instances import Boxes
+
+
+def truth_of(scene):
+    masks = np.concatenate([scene.masks(index) for index in range(len(scene.prompts))])
+    class_id = np.concatenate([np.full(len(items), index) for index, items in enumerate(scene.objects)])
+    return sv.Detections(xyxy=sv.mask_to_xyxy(masks).astype(float), mask=masks, class_id=class_id.astype(int))
+
+
+def score(prompting, change=lambda model: None):
+    """F1 at mask IoU 0.5 over all scenes, each with its own four prompts."""
+    model = GroundedSAM3(CaptionOntology({"star": "star"}), checkpoint="shapes", prompting=prompting, device="cpu")
+    change(model)
+    predicted, truth = {}, {}
+    for index, scene in enumerate(held_out_scenes()):
+        model.set_ontology(CaptionOntology({prompt: prompt for prompt in scene.prompts}))
+        predicted[str(index)] = model.predict(scene.image[..., ::-1])
+        truth[str(index)] = truth_of(scene)
+    return evaluate_detections(predicted, truth, ["a", "b", "c", "d"])[-1]
+
+
+@pytest.fixture(scope="module")
+def text_score():
+    return score("text")
+
+
+def test_text(text_score):
+    assert text_score.f1 >= 0.72
+    assert text_score.mean_iou >= 0.8
+
+
+def test_boxes_alone():
+    result = score("boxes")
+    assert result.recall >= 0.45
+    assert result.f1 >= 0.5
+
+
+def test_both(text_score):
+    assert score("both").f1 >= text_score.f1 - 0.05
+
+
+def test_absent_prompts_find_little(shapes_segmenter):
+    false_alarms, asked = 0, 0
+    for scene in held_out_scenes():
+        [result] = shapes_segmenter.segment_text(shapes_segmenter.encode([scene.image]), scene.prompts, [0.5] * 4)
+        absent = [index for index, items in enumerate(scene.objects) if not items]
+        found = set(result.instances.prompt_index.tolist())
+        asked += len(absent)
+        false_alarms += len(found & set(absent))
+    assert false_alarms / asked <= 0.15
+
+
+def box_iou(shapes_segmenter, change=lambda xyxy: xyxy):
+    """Mean mask IoU of box prompts, each box jittered by up to 5 % of its size."""
+    rng = np.random.default_rng(0)
+    values = []
+    for scene in held_out_scenes():
+        truth = truth_of(scene)
+        size = np.tile(truth.xyxy[:, 2:] + 1 - truth.xyxy[:, :2], 2)
+        xyxy = truth.xyxy + [0, 0, 1, 1] + rng.uniform(-0.05, 0.05, truth.xyxy.shape) * size
+        count = len(xyxy)
+        boxes = Boxes(change(xyxy).astype(np.float32), np.ones(count, np.float32), np.arange(count))
+        [found] = shapes_segmenter.segment_boxes(shapes_segmenter.encode([scene.image]), [boxes])
+        masks = np.zeros(truth.mask.shape, bool)
+        masks[found.prompt_index] = found.masks.to_dense()
+        values += [(mask & true).sum() / (mask | true).sum() for mask, true in zip(masks, truth.mask, strict=True)]
+    return float(np.mean(values))
+
+
+def test_box_prompts(shapes_segmenter):
+    assert box_iou(shapes_segmenter) >= 0.72
+
+
+def test_florence_recall(shapes_grounder):
+    found, total = 0, 0
+    for scene in held_out_scenes():
+        [boxes] = shapes_grounder.ground([scene.image], scene.prompts)
+        for index, items in enumerate(scene.objects):
+            own = boxes.xyxy[boxes.prompt_index == index]
+            truth = np.array([item.box_xyxy for item in items], float).reshape(-1, 4)
+            total += len(truth)
+            if len(own) and len(truth):
+                found += int((sv.box_iou_batch(truth, own).max(axis=1) >= 0.5).sum())
+    assert found / total >= 0.48
+
+
+def test_confidence_tells_right_from_wrong(shapes_segmenter):
+    right = {"sure": [], "unsure": []}
+    for scene in held_out_scenes():
+        [result] = shapes_segmenter.segment_text(shapes_segmenter.encode([scene.image]), scene.prompts, [0.1] * 4)
+        for mask, value, prompt in zip(
+            result.instances.masks, result.instances.scores, result.instances.prompt_index, strict=True
+        ):
+            overlaps = [(mask & true).sum() / (mask | true).sum() for true in scene.masks(prompt)]
+            kind = "sure" if value >= 0.5 else "unsure" if value < 0.3 else None
+            if kind:
+                right[kind].append(max(overlaps, default=0) >= 0.5)
+    assert np.mean(right["sure"]) > np.mean(right["unsure"]) + 0.3
+
+
+def test_a_pipeline_that_ignored_the_text_would_fail():
+    def same_prompt(model):
+        segment = model.segmenter.segment_text
+        model.segmenter.segment_text = lambda features, prompts, scores: segment(
+            features, ["object"] * len(prompts), scores
+        )
+
+    assert score("text", same_prompt).f1 < 0.72
+
+
+def test_a_pipeline_that_ignored_the_presence_would_fail(shapes_segmenter):
+    """Without it, absent prompts find far more."""
+    alarms = {True: 0, False: 0}
+    for scene in held_out_scenes():
+        features = shapes_segmenter.encode([scene.image])
+        for *_, queries in shapes_segmenter._detect_pairs(features, scene.prompts):
+            absent = np.array([not items for items in scene.objects])
+            for with_presence in alarms:
+                values = queries.scores if with_presence else queries.logits.sigmoid()
+                alarms[with_presence] += int((values.max(dim=1).values > 0.5).numpy()[absent].sum())
+    assert alarms[True] < alarms[False]
+
+
+def test_a_pipeline_that_ignored_the_boxes_would_fail(shapes_segmenter):
+    assert box_iou(shapes_segmenter, lambda xyxy: xyxy[::-1]) < 0.72 - 0.1
+
+
+def test_a_pipeline_that_ignored_florence_would_fail():
+    def nothing(model):
+        model.grounder.ground = lambda images, prompts, wanted=None: [Boxes.empty()] * len(images)
+
+    assert score("boxes", nothing).recall == 0

@@ -16,11 +16,11 @@ from autodistill_sam3.weights import SHAPES
 DEMO_OUTPUT = "demo_output"
 DEMO_PROMPTS = {
     "red circle": "ball",
-    "star": "star",
     "blue square": "box",
+    "a yellow star": "star",
     "green triangle": "sign",
-    "a ring": "ring",
-    "plus": "cross",
+    "white donut": "ring",
+    "purple plus": "cross",
 }
 
 
@@ -83,4 +83,7 @@ def _check_output(output: Path, images: Path) -> None:
     settings = run["settings"]
     is_demo = settings.get("source") == str(images.resolve()) and list(settings.get("prompts", ())) == [*DEMO_PROMPTS]
     if not is_demo:
-        raise OutputFolderError(f"Expected a new folder or an earlier demo, received another dataset: {output}")
+        raise OutputFolderError(
+            f"Expected a new folder or an earlier demo, received another dataset: {output}. "
+            "Choose another folder, or remove that one yourself."
+        )

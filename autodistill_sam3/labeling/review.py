@@ -36,7 +36,6 @@ def draw_detections(image: RGBImage, detections: sv.Detections) -> RGBImage:
         text_thickness=1,
         text_padding=2,
         text_color=sv.Color.BLACK,
-        smart_position=True,
     )
     return np.ascontiguousarray(annotator.annotate(scene, detections, labels)[..., ::-1], dtype=np.uint8)
 

@@ -23,12 +23,12 @@ def truth_of(scene):
     return sv.Detections(xyxy=sv.mask_to_xyxy(masks).astype(float), mask=masks, class_id=class_id.astype(int))
 
 
-def score(prompting, change=lambda model: None):
-    """F1 at mask IoU 0.5 over all scenes, each with its own four prompts."""
+def score(prompting, change=lambda model: None, scenes=None):
+    """Scores at mask IoU 0.5 over all scenes, each with its own four prompts."""
     model = GroundedSAM3(CaptionOntology({"star": "star"}), checkpoint="shapes", prompting=prompting, device="cpu")
     change(model)
     predicted, truth = {}, {}
-    for index, scene in enumerate(held_out_scenes()):
+    for index, scene in enumerate(scenes or held_out_scenes()):
         model.set_ontology(CaptionOntology({prompt: prompt for prompt in scene.prompts}))
         predicted[str(index)] = model.predict(scene.image[..., ::-1])
         truth[str(index)] = truth_of(scene)

@@ -30,7 +30,7 @@ def crop_to_rle(crop: npt.NDArray[np.bool_], x: int, y: int, image_hw: tuple[int
 
     Example:
         >>> crop_to_rle(np.array([[True, True]]), 1, 0, (2, 4))
-        {'size': [2, 4], 'counts': '2113'}
+        {'size': [2, 4], 'counts': '21102'}
     """
     height, width = image_hw
     padded = np.pad(crop, ((1, 1), (0, 0))).astype(np.int8)
@@ -53,7 +53,7 @@ def rle_to_mask(rle: RLE) -> npt.NDArray[np.bool_]:
     """Decode to (H, W) ``bool``.
 
     Example:
-        >>> rle_to_mask({"size": [2, 4], "counts": "2113"}).astype(int).tolist()
+        >>> rle_to_mask({"size": [2, 4], "counts": "21102"}).astype(int).tolist()
         [[0, 1, 1, 0], [0, 0, 0, 0]]
     """
     height, width = rle["size"]

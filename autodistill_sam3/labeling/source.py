@@ -73,7 +73,7 @@ def split_of(name: str, seed: int) -> Split:
 
     Example:
         >>> [split_of(name, seed=0) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")]
-        ['train', 'train', 'train', 'valid', 'train']
+        ['train', 'train', 'valid', 'train', 'train']
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     return "train" if int.from_bytes(digest[:8], "big") < TRAIN_SHARE * 2**64 else "valid"

@@ -19,12 +19,13 @@ def upsample_logits(logits: npt.NDArray[np.float32], image_hw: tuple[int, int]) 
         image_hw: Height and width of the image in pixels.
 
     Returns:
-        `(crop, x, y)`: a ``bool`` crop and the pixel of its first column and row; None if no pixel is true.
+        `(crop, x, y)`: a ``bool`` crop that holds every true pixel, and the pixel of its first column and row; None if
+        no pixel is true.
 
     Example:
         >>> crop, x, y = upsample_logits(np.array([[-1, -1], [-1, 1]], dtype=np.float32), (4, 4))
-        >>> crop.astype(int).tolist(), x, y
-        ([[0, 1], [1, 1]], 2, 2)
+        >>> crop.sum(axis=0).tolist(), crop.sum(axis=1).tolist(), (x, y)
+        ([0, 0, 2, 2], [0, 0, 2, 2], (0, 0))
     """
     positive = logits > 0
     rows, columns = np.flatnonzero(positive.any(axis=1)), np.flatnonzero(positive.any(axis=0))

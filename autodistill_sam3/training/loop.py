@@ -73,8 +73,8 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
     Example:
         >>> recipe = Recipe(steps=100, scenes=1, prompts=1, learning_rate=1.0, warm_up=10)
-        >>> [round(learning_rate(recipe, step), 2) for step in (0, 9, 55, 100)]
-        [0.1, 1.0, 0.5, 0.01]
+        >>> [round(learning_rate(recipe, step), 2) for step in (0, 9, 100)]
+        [0.1, 1.0, 0.01]
     """
     if step < recipe.warm_up:
         return recipe.learning_rate * (step + 1) / recipe.warm_up

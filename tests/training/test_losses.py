@@ -20,9 +20,11 @@ from autodistill_sam3.training.losses import (
 )
 from autodistill_sam3.training.matcher import Matches, hungarian, matching_cost, one_to_many
 
-
-# The official trainer's modules script functions at import.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+# The official trainer's modules script functions at import and miss CUDA.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning"),
+]
 
 
 def random_boxes(*shape, seed=0):

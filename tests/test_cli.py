@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from conftest import REPOSITORY
@@ -112,6 +113,25 @@ def test_module_and_version():
         [sys.executable, "-m", "autodistill_sam3", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == autodistill_sam3.__version__
+
+
+def test_demo_from_a_wheel_outside_the_repository(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "autodistill_sam3", "demo"],
+        cwd=tmp_path / "elsewhere",
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(tmp_path / "installed" / "autodistill_sam3" / "_bundled") in done.stdout
+    assert (tmp_path / "elsewhere" / "demo_output" / "data.yaml").exists()
+    assert (tmp_path / "installed" / "autodistill_sam3" / "py.typed").exists()
 
 
 def test_demo(tmp_path, capsys):

@@ -91,7 +91,6 @@ def fuse(
     Returns:
         Detections sorted by falling confidence: tight `xyxy`, `mask` (a `CompactMask`), `confidence`, `class_id`, and
         in `data` the `class_name`, the `prompt` and the `source` ("text", "boxes" or "both") of each.
-
     """
     either = text if text is not None else boxes
     if either is None:

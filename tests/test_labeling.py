@@ -431,6 +431,21 @@ def test_files_that_cannot_be_read_or_named_go_to_quarantine(plan):
     assert "Permission denied" in reasons["photo 0.jpg"]
     assert "name" in reasons[long.name]
     assert len(dataset) == 5
+    # Nothing of it stays behind: an image without labels would be trained on as background.
+    assert not list(plan.output.rglob("xxx*"))
+
+
+def test_newcomers_do_not_take_each_others_names(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (40, 30)).save(source / "a.jpg")
+    plan = LabelingPlan(source, tmp_path / "out", CLASSES, {}, progress=False)
+    label_images(plan, fake_model)
+    (source / "a.jpg").unlink()
+    for name in ("a.png", "a_2.png"):
+        Image.new("RGB", (40, 30)).save(source / name)
+    assert len(label_images(plan, fake_model)) == 3
+    assert len({path.stem for path in plan.output.glob("*/labels/*.txt")}) == 3
 
 
 def test_disk_full_is_a_clear_error_and_the_rerun_completes(plan, monkeypatch):

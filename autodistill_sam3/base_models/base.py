@@ -22,7 +22,7 @@ from autodistill_sam3.labeling import LabelingPlan, default_output, label_images
 from autodistill_sam3.ontology import Ontology, PromptTable
 
 
-class LabelingModel(DetectionBaseModel):  # type: ignore[misc]
+class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill has no types
     """A base model of autodistill that predicts in batches and labels folders safely."""
 
     def __init__(self, ontology: Ontology, thresholds: Thresholds, precision: Precision) -> None:

@@ -6,11 +6,11 @@ train|valid/images/  train|valid/labels/  train|valid/_annotations.coco.json
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,6 +93,15 @@ def place_image(source: SourceImage, pixels: RGBImage, split_folder: Path) -> st
     return name
 
 
+def remove_image(source: SourceImage, split_folder: Path) -> None:
+    """Take back what was written of an image that could not be written whole."""
+    images = [split_folder / "images" / f"{source.stem}{suffix}" for suffix in (source.path.suffix, ".png")]
+    for path in [*images, *label_paths(images[0].name, split_folder, record_confidence=True)]:
+        # Among them is the name that could not be written, and so cannot be removed.
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def label_paths(file: str, split_folder: Path, record_confidence: bool) -> list[Path]:
     """The label file of an image and, if asked for, its confidence file."""
     prefixes = ("", CONFIDENCE_PREFIX) if record_confidence else ("",)
@@ -137,7 +146,7 @@ def append_quarantine(output: Path, source: str, reason: str) -> None:
         file.write(json.dumps({"source": source, "reason": reason}) + "\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
     """Open a temporary file that takes the path's place when the block ends without an error."""
     # Not made from the path's name, which may already be as long as the file system allows.

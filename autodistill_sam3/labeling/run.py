@@ -107,8 +107,7 @@ def _restore_files(plan: LabelingPlan, journal: Journal) -> None:
 def _label_remaining(
     plan: LabelingPlan, images: Sequence[SourceImage], journal: Journal, predict_batch: PredictBatch
 ) -> None:
-    taken = {Path(entry.file).stem.lower() for _, entry in journal.entries()}
-    remaining = [with_free_stem(image, taken) for image in images if image.name not in journal]
+    remaining = _with_names_left([image for image in images if image.name not in journal], journal)
     # Images that failed before are tried again, so that what is in quarantine is what is wrong now.
     (plan.output / folder.QUARANTINE).unlink(missing_ok=True)
     with tqdm(total=len(images), initial=len(images) - len(remaining), desc="Labeling", unit="image",
@@ -125,6 +124,16 @@ def _label_remaining(
         logger.warning("%d of %d images are left out; %s says why", lost, len(images), plan.output / folder.QUARANTINE)
 
 
+def _with_names_left(images: Sequence[SourceImage], journal: Journal) -> list[SourceImage]:
+    """The images under stems that neither finished images nor each other have."""
+    taken = {Path(entry.file).stem.lower() for _, entry in journal.entries()}
+    named = []
+    for image in images:
+        named.append(with_free_stem(image, taken))
+        taken.add(named[-1].stem.lower())
+    return named
+
+
 def _finish(
     plan: LabelingPlan, journal: Journal, image: SourceImage, pixels: RGBImage, detections: sv.Detections
 ) -> None:
@@ -135,6 +144,7 @@ def _finish(
             raise LabelingError(
                 f"Cannot write to {plan.output}: {error}. What was finished stays; the same command goes on."
             ) from error
+        folder.remove_image(image, plan.output / split_of(image.name, plan.seed))
         folder.append_quarantine(plan.output, image.name, f"its name cannot be written: {error}")
 
 
@@ -185,5 +195,6 @@ def _open_dataset(plan: LabelingPlan, journal: Journal) -> sv.DetectionDataset:
     dataset = sv.DetectionDataset(classes=list(plan.classes), images=[], annotations={})
     # The constructor would read every annotation into memory, to copy and to check it.
     dataset.image_paths = list(source_of_image)
-    dataset.annotations = JournalAnnotations(journal, source_of_image, list(plan.classes))  # type: ignore[assignment]
+    annotations: Any = JournalAnnotations(journal, source_of_image, list(plan.classes))
+    dataset.annotations = annotations
     return dataset

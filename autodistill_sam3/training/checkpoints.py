@@ -119,7 +119,7 @@ def save_florence2(model: Florence2ForConditionalGeneration, tokenizer: PreTrain
     model.config.architectures = ["Florence2ForConditionalGeneration"]
     model.config.save_pretrained(part)
     _save_weights(model, part)
-    GenerationConfig(  # type: ignore[no-untyped-call]
+    GenerationConfig(  # type: ignore[no-untyped-call]  # as transformers has it
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,7 +7,7 @@ strong, and costs next to nothing. SAM 3's own trainer has a semantic loss to th
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from autodistill_sam3.training.batches import Batch
 

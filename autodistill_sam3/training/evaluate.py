@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from transformers import Florence2ForConditionalGeneration, PreTrainedTokenizerFast, Sam3VideoModel
 
 from autodistill_sam3.training import detector as sam3

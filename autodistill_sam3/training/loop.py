@@ -156,7 +156,7 @@ def _step(
         terms = stage.losses(batch)
     total = torch.stack(list(terms.values())).sum()
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()  # type: ignore[no-untyped-call]  # as torch has it
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     nn.utils.clip_grad_norm_(parameters, recipe.clip)
     optimizer.step()

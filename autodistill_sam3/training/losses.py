@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from autodistill_sam3.training.boxes import cxcywh_to_xyxy, iou_and_giou
 from autodistill_sam3.training.configs import DetectorWeights

@@ -62,7 +62,7 @@ def sam3_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}", special_tokens=[(start, 1), (end, 2)]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # as transformers has it
         tokenizer_object=tokenizer,
         bos_token=start,
         eos_token=end,
@@ -81,7 +81,7 @@ def florence2_tokenizer() -> PreTrainedTokenizerFast:
     task = GROUNDING_TASK.format(prompt="")
     tokenizer = _train_bpe(special, [task] * 200)
     tokenizer.add_tokens([AddedToken(f"<loc_{i}>", normalized=False, special=False) for i in range(LOCATION_BINS)])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # as transformers has it
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",

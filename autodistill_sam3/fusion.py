@@ -32,7 +32,7 @@ class Thresholds:
     """
 
     confidence: float = 0.5
-    box_confidence: float = 0.3
+    box_confidence: float = 0.35
     per_class: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,8 +78,8 @@ def fuse(
     Instances of one class whose masks have an IoU of 0.5 or more are one object, whatever prompts found them. A text
     and a box instance of one object become a detection with the higher-scoring mask and confidence 1 - (1 - a)(1 - b),
     if that reaches the threshold; a single keeps its own confidence. Text never vetoes a box: the presence of the
-    prompt only scales the confidence that is reported for what boxes alone found, by (1 + presence) / 2, which may
-    take it below the threshold that it was kept by.
+    prompt scales the confidence of what boxes alone found, by (1 + presence) / 2, so that a good box stands against a
+    text that sees nothing, and a poor one does not.
 
     Args:
         text: Instances from text prompts, or None if none were asked for.
@@ -103,9 +103,8 @@ def fuse(
         text_part = _of_class(text, text_classes, class_id, image_hw)
         box_part = _of_class(boxes, box_classes, class_id, image_hw)
         box_part = box_part.select(box_part.scores >= thresholds.for_boxes(name))
-        found += _fuse_class(
-            _without_duplicates(text_part), _without_duplicates(box_part), thresholds.for_text(name), presence
-        )
+        minima = thresholds.for_text(name), thresholds.for_boxes(name)
+        found += _fuse_class(_without_duplicates(text_part), _without_duplicates(box_part), minima, presence)
     found.sort(key=lambda candidate: -candidate.confidence)
     return _to_detections(found, table, image_hw)
 
@@ -119,8 +118,9 @@ class _Candidate:
 
 
 def _fuse_class(
-    text: Instances, boxes: Instances, minimum: float, presence: npt.NDArray[np.float32] | None
+    text: Instances, boxes: Instances, minima: tuple[float, float], presence: npt.NDArray[np.float32] | None
 ) -> list[_Candidate]:
+    minimum, box_minimum = minima
     iou = compact_mask_iou_batch(text.masks, boxes.masks)
     partner = _match(iou, text.scores, boxes.scores, minimum)
     found = []
@@ -135,7 +135,10 @@ def _fuse_class(
     for index in sorted(set(range(len(boxes))) - set(partner.values())):
         prompt = int(boxes.prompt_index[index])
         scale = 1.0 if presence is None else (1 + float(presence[prompt])) / 2
-        found.append(_Candidate(boxes.masks[[index]], prompt, "boxes", float(boxes.scores[index]) * scale))
+        # Still float32, as where the boxes were first held against the threshold.
+        confidence = boxes.scores[index] * scale
+        if confidence >= box_minimum:
+            found.append(_Candidate(boxes.masks[[index]], prompt, "boxes", float(confidence)))
     # A mask that was taken over from a partner may lie on a third instance.
     found.sort(key=lambda candidate: -candidate.confidence)
     return [found[index] for index in _distinct([candidate.mask for candidate in found])]

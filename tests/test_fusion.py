@@ -65,12 +65,13 @@ def test_weak_text_does_not_take_a_box_along():
 
 
 def test_presence_informs_and_does_not_veto():
-    boxes = instances("boxes", (LEFT, 0.4, 0))
-    for presence, expected in ((0.0, 0.2), (0.5, 0.3), (1.0, 0.4)):
+    boxes = instances("boxes", (LEFT, 0.8, 0), (RIGHT, 0.5, 0))
+    for presence, expected in ((0.0, [0.4]), (0.5, [0.6, 0.375]), (1.0, [0.8, 0.5])):
         found = fuse(
             Instances.empty(IMAGE_HW, "text"), boxes, TABLE, Thresholds(), np.array([presence, 0, 0], np.float32)
         )
-        assert summary(found)[0][2] == pytest.approx(expected)
+        # Nothing is reported below the threshold that it had to reach.
+        assert found.confidence.tolist() == pytest.approx(expected)
 
 
 def test_prompts_of_one_class_merge_and_classes_do_not():
@@ -149,15 +150,16 @@ items = st.lists(
 @settings(max_examples=200, deadline=None)
 def test_properties(text_items, box_items):
     text, boxes = instances("text", *text_items), instances("boxes", *box_items)
-    found = fuse(text, boxes, TABLE, Thresholds())
+    found = fuse(text, boxes, TABLE, Thresholds(), np.array([0.0, 0.5, 1.0], np.float32))
     assert len(found) <= len(text) + len(boxes)
     assert (np.diff(found.confidence) <= 0).all()
-    minimum = np.where(found.data["source"] == "boxes", 0.3, 0.5)
+    minimum = np.where(found.data["source"] == "boxes", Thresholds.box_confidence, Thresholds.confidence)
     assert (found.confidence >= minimum - 1e-6).all()
     for part in fuse(text, None, TABLE, Thresholds()).confidence:
         assert (found.confidence >= part - 1e-6).any()
     # The order in which candidates come in is of no matter (but for equal scores, which have no better mask).
     if len({score for _, score, _ in text_items + box_items}) == len(text_items) + len(box_items):
         reverse = np.arange(len(text))[::-1], np.arange(len(boxes))[::-1]
-        again = fuse(text.select(reverse[0]), boxes.select(reverse[1]), TABLE, Thresholds())
+        presence = np.array([0.0, 0.5, 1.0], np.float32)
+        again = fuse(text.select(reverse[0]), boxes.select(reverse[1]), TABLE, Thresholds(), presence)
         assert sorted(summary(again)) == sorted(summary(found))

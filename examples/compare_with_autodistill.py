@@ -21,7 +21,7 @@ from autodistill.detection import CaptionOntology, DetectionBaseModel
 from PIL import Image
 
 from autodistill_sam3 import SegmentAnything3
-from autodistill_sam3.training.scenes import draw_scene
+from autodistill_sam3.training.drawing import draw_scene
 
 CLASS_PROMPTS = {"green triangle": "sign", "white ring": "ring"}
 

@@ -15,13 +15,14 @@ from autodistill_sam3.demo import DEMO_PROMPTS
 from autodistill_sam3.instances import compact_masks, tight_xyxy
 from autodistill_sam3.labeling.folder import write_coco
 from autodistill_sam3.labeling.records import ImageRecord, annotations_of
+from autodistill_sam3.training.drawing import SceneObject, draw_scene
 from autodistill_sam3.training.prompts import parse_text
-from autodistill_sam3.training.scenes import MIN_VISIBLE, SceneObject, draw_scene
+from autodistill_sam3.training.scenes import MIN_VISIBLE
 
 FOLDER = Path(__file__).parent
 SIZES_WH = ((640, 480), (480, 640), (512, 512), (800, 450))
 # Scenes of four objects or more in which every class is shown several times.
-SEEDS = (20344, 20053, 20370, 20279, 20592, 20025, 20154, 20339, 20148, 20021, 20050, 20035)
+SEEDS = (20008, 20053, 20100, 20154, 20184, 20251, 20272, 20279, 20294, 20312, 20398, 20410)
 
 
 def main() -> None:

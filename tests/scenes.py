@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
-from autodistill_sam3.training.prompts import choose_concept, plain_text
-from autodistill_sam3.training.scenes import MIN_VISIBLE, SceneObject, draw_scene
+from autodistill_sam3.training import held_out
+from autodistill_sam3.training.drawing import SceneObject
 
+# Others than the table's.
 FIRST_SEED = 70_000
-SIZES_WH = ((320, 240), (240, 320), (300, 300), (400, 220))
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +30,17 @@ class Scene:
 
 @lru_cache(maxsize=1)
 def held_out_scenes(count=40):
-    scenes = []
-    seed = FIRST_SEED
-    while len(scenes) < count:
-        seed += 1
-        width, height = SIZES_WH[seed % len(SIZES_WH)]
-        image, objects = draw_scene(seed, width, height)
-        clear = [item for item in objects if item.visible >= MIN_VISIBLE]
-        # A hardly visible object may be found or not; such scenes would not tell right from wrong.
-        if not clear or len(clear) < len(objects):
-            continue
-        rng = np.random.default_rng(seed)
-        colours, shapes = [item.colour for item in clear], [item.shape for item in clear]
-        concepts = [choose_concept(rng, colours, shapes, present) for present in (1, 1, 0, 0)]
-        texts = tuple(plain_text(concept) if concept.known else "zebra" for concept in concepts)
-        if len(set(texts)) < len(texts):
-            continue
-        wanted = tuple(
-            tuple(item for item in clear if concept.matches(item.colour, item.shape)) for concept in concepts
+    # A hardly visible object may be found or not; such scenes would not tell right from wrong.
+    clear = (
+        scene
+        for scene in held_out.held_out_scenes(10 * count, first_seed=FIRST_SEED)
+        if len(scene.clear) == len(scene.objects)
+    )
+    return [
+        Scene(
+            scene.image,
+            scene.texts,
+            tuple(tuple(scene.objects[index] for index in scene.wanted(prompt)) for prompt in range(len(scene.texts))),
         )
-        scenes.append(Scene(image, texts, wanted))
-    return scenes
+        for scene in islice(clear, count)
+    ]

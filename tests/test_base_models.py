@@ -82,7 +82,7 @@ def test_two_prompts_of_one_class_do_not_double_its_objects(text_only):
     single = SegmentAnything3(CaptionOntology({"red circle": "ball"}), checkpoint="shapes", device="cpu")
     seen = 0
     for scene in held_out_scenes():
-        if "red circle" in scene.prompts[:2]:
+        if any(item.colour == "red" and item.shape == "circle" for items in scene.objects for item in items):
             bgr = scene.image[..., ::-1]
             one, two = single.predict(bgr), text_only.predict(bgr)
             seen += len(one)
@@ -166,7 +166,7 @@ def test_florence_alone_gives_boxes():
     found = [model.predict(path) for path in sorted(EXAMPLES.iterdir())[:4]]
     assert sum(len(detections) for detections in found)
     assert all(detections.mask is None for detections in found)
-    assert all(((detections.confidence >= 0.3) & (detections.confidence <= 1)).all() for detections in found)
+    assert all(((detections.confidence >= 0.35) & (detections.confidence <= 1)).all() for detections in found)
 
 
 def test_label_has_autodistills_signature():

@@ -1,4 +1,4 @@
-"""`python -m autodistill_sam3.training fit|evaluate|sharpen`."""
+"""`python -m autodistill_sam3.training fit|evaluate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from autodistill_sam3.training import evaluate as scoring
+from autodistill_sam3.training import validation
 from autodistill_sam3.training.box_decoder import BoxStage
 from autodistill_sam3.training.checkpoints import (
     load_florence2,
@@ -19,12 +19,10 @@ from autodistill_sam3.training.checkpoints import (
     new_sam3,
     save_florence2,
     save_sam3,
-    typical_inputs,
 )
 from autodistill_sam3.training.configs import RECIPES, DetectorWeights, Recipe
 from autodistill_sam3.training.detector import DetectorStage
-from autodistill_sam3.training.florence2 import Florence2Stage, sharpen
-from autodistill_sam3.training.initial import balance, restart_decoder
+from autodistill_sam3.training.florence2 import Florence2Stage
 from autodistill_sam3.training.loop import Settings, fit
 
 
@@ -35,8 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = True
     if options.command == "fit":
         _fit(options)
-    elif options.command == "sharpen":
-        _sharpen(options)
     else:
         _evaluate(options)
     return 0
@@ -49,28 +45,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("stage", choices=sorted(RECIPES))
     train.add_argument("--output", type=Path, required=True, help="folder for the checkpoint, the state and the curve")
     train.add_argument("--init", type=Path, help="checkpoint folder to start from; `boxes` needs one")
-    train.add_argument(
-        "--restart-decoder",
-        action="store_true",
-        help="with --init, give the detector a fresh decoder on top of rescaled encoder features",
-    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--workers", type=int, default=0, help="processes that plan scenes ahead")
     train.add_argument("--evaluate-every", type=int, default=1000)
     train.add_argument("--evaluate-scenes", type=int, default=96)
     train.add_argument("--log-every", type=int, default=50)
+    train.add_argument("--compile", action="store_true", help="fuse the drawing of scenes, for faster steps")
     for name in ("steps", "scenes", "prompts", "warm_up"):
         train.add_argument(f"--{name.replace('_', '-')}", type=int)
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--positive-weight", type=float, default=DetectorWeights.positive)
-    score = commands.add_parser("evaluate", help="score checkpoints on held-out scenes and print JSON")
-    score.add_argument("folder", type=Path, help="holds sam3/ and florence2/")
-    score.add_argument("--scenes", type=int, default=500)
-    sharper = commands.add_parser("sharpen", help="raise a Florence-2 checkpoint's confidence, in place")
-    sharper.add_argument("folder", type=Path)
-    sharper.add_argument("--factor", type=float, default=3.0)
-    for command in (train, score):
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    score = commands.add_parser("evaluate", help="measure a pair of checkpoints through the pipeline; prints a table")
+    score.add_argument("folder", help="a folder that holds sam3/ and florence2/, or shapes for the bundled ones")
+    score.add_argument("--scenes", type=int, default=500, help="held-out scenes, four prompts each")
+    score.add_argument("--hiding", type=float, default=0.0, help="share of objects laid onto an earlier one")
+    score.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw best, typical and worst scenes into it")
+    score.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    score.add_argument("--device", default="cpu")
     return parser
 
 
@@ -81,6 +73,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    torch.manual_seed(options.seed)
     recipe = _recipe(options)
     settings = Settings(
         output=options.output,
@@ -89,6 +82,7 @@ def _fit(options: argparse.Namespace) -> None:
         workers=options.workers,
         evaluate_every=options.evaluate_every,
         log_every=options.log_every,
+        compile=options.compile,
     )
     folder = options.output / ("florence2" if options.stage == "florence2" else "sam3")
     scenes = options.evaluate_scenes
@@ -98,22 +92,19 @@ def _fit(options: argparse.Namespace) -> None:
             Florence2Stage(florence, tokenizer),
             recipe,
             settings,
-            evaluate=lambda: scoring.quick_grounding_scores(florence, tokenizer, scenes),
+            evaluate=lambda: validation.quick_grounding_scores(florence, tokenizer, scenes),
             save=lambda: save_florence2(florence, tokenizer, folder),
         )
         return
     if options.stage == "boxes" and options.init is None:
         sys.exit("fit boxes needs --init FOLDER: it builds on a trained detector.")
     model, tokenizer = load_sam3(options.init) if options.init else new_sam3(options.seed)
-    if options.init and options.restart_decoder:
-        balance(model, *typical_inputs(tokenizer))
-        restart_decoder(model)
     if options.stage == "boxes":
         fit(
             BoxStage(model),
             recipe,
             settings,
-            evaluate=lambda: scoring.box_results(model, scoring.held_out_plans(scenes)),
+            evaluate=lambda: validation.box_results(model, validation.held_out_plans(scenes)),
             save=lambda: save_sam3(model, tokenizer, folder),
         )
         return
@@ -121,37 +112,25 @@ def _fit(options: argparse.Namespace) -> None:
         DetectorStage(model, tokenizer, DetectorWeights(positive=options.positive_weight)),
         recipe,
         settings,
-        evaluate=lambda: scoring.quick_text_scores(model, tokenizer, scenes),
+        evaluate=lambda: validation.quick_text_scores(model, tokenizer, scenes),
         save=lambda: save_sam3(model, tokenizer, folder),
     )
 
 
-def _sharpen(options: argparse.Namespace) -> None:
-    model, tokenizer = load_florence2(options.folder)
-    sharpen(model, options.factor)
-    save_florence2(model, tokenizer, options.folder)
-
-
 def _evaluate(options: argparse.Namespace) -> None:
-    """Print everything that models/shapes/README.md tabulates."""
-    device = torch.device(options.device)
-    report: dict[str, object] = {"scenes": options.scenes}
-    plans = scoring.held_out_plans(options.scenes)
-    if (options.folder / "sam3").is_dir():
-        model, tokenizer = load_sam3(options.folder / "sam3")
-        torch.nn.Module.to(model, device).train(False)
-        results = scoring.text_results(model, tokenizer, plans)
-        unseen = scoring.text_results(
-            model, tokenizer, scoring.held_out_plans(max(options.scenes // 5, 1), unseen_pairs=True)
-        )
-        report["text"] = {str(at): scoring.detection_scores(results, at) for at in scoring.THRESHOLDS}
-        report["unseen_pairs"] = scoring.detection_scores(unseen, 0.5)
-        report["boxes"] = scoring.box_results(model, plans)
-    if (options.folder / "florence2").is_dir():
-        florence, tokenizer = load_florence2(options.folder / "florence2")
-        torch.nn.Module.to(florence, device).train(False)
-        report["florence2"] = scoring.quick_grounding_scores(florence, tokenizer, options.scenes)
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    """Measure the table of models/shapes/README.md, and draw the pictures of docs/shapes.md where asked to."""
+    # They need the whole package; training does not.
+    from autodistill_sam3.training.pictures import draw_pictures
+    from autodistill_sam3.training.table import measure, to_markdown
+
+    measurement = measure(options.folder, options.scenes, options.device, hiding=options.hiding)
+    # First what took longest to find out.
+    sys.stdout.write(to_markdown(measurement.numbers))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(measurement.numbers.as_dict(), indent=1) + "\n")
+    if options.pictures:
+        draw_pictures(measurement, options.pictures)
 
 
 if __name__ == "__main__":

@@ -57,14 +57,23 @@ class Batch:
         scenes: B drawn scenes.
         texts: N prompts.
         targets: (N, K) ``bool``, the objects that each prompt asks for and that are visible enough to count.
+        ignored: (N, K) ``bool``, those that it asks for and that show too little to be one. Scores leave out what
+            lies on them; training leaves out the presence of a prompt that asks for nothing else.
         boxes_cxcywh: (N, K, 4) ``float32`` in 0..1, of all K objects.
+        colour: (B, K) index into `COLOURS`.
+        shape: (B, K) index into `SHAPES`.
+        present_rows: (R,) the pairs with a target.
         per_scene: P.
     """
 
     scenes: SceneBatch
     texts: list[str]
     targets: torch.Tensor
+    ignored: torch.Tensor
     boxes_cxcywh: torch.Tensor
+    colour: torch.Tensor
+    shape: torch.Tensor
+    present_rows: torch.Tensor
     per_scene: int
 
     @property
@@ -73,15 +82,36 @@ class Batch:
         return self.targets.any(1)
 
 
-def realise(plan: Plan, size: int, device: torch.device) -> Batch:
-    """Draw a plan into squares of `size` pixels and find out what is visible."""
+def realise(
+    plan: Plan, size: int, device: torch.device, *, min_visible: float = MIN_VISIBLE, compiled: bool = False
+) -> Batch:
+    """Draw a plan into squares of `size` pixels and find out what is visible.
+
+    Args:
+        plan: What to draw.
+        size: Pixels.
+        device: Where to draw.
+        min_visible: Share of an object that must be visible for it to count.
+        compiled: As in `draw`.
+    """
     # Seeds of drawing must differ from step to step and from run to run.
-    scenes = draw(plan.scenes, size, size, seed=plan.seed * 1_000_003 + plan.step, device=device)
+    seed = plan.seed * 1_000_003 + plan.step
+    scenes = draw(plan.scenes, size, size, seed=seed, device=device, compiled=compiled)
     matches = torch.from_numpy(plan.prompts.matches).to(device)
     per_scene = matches.shape[1]
-    targets = (matches & (scenes.visible >= MIN_VISIBLE)[:, None]).flatten(0, 1)
-    boxes = xyxy_to_cxcywh(scenes.boxes_xyxy).repeat_interleave(per_scene, dim=0)
-    return Batch(scenes, plan.prompts.texts, targets, boxes, per_scene)
+    counts = (scenes.visible >= min_visible)[:, None]
+    targets = (matches & counts).flatten(0, 1)
+    return Batch(
+        scenes,
+        plan.prompts.texts,
+        targets,
+        (matches & ~counts & (scenes.visible > 0)[:, None]).flatten(0, 1),
+        xyxy_to_cxcywh(scenes.boxes_xyxy).repeat_interleave(per_scene, dim=0),
+        torch.from_numpy(plan.scenes.colour).to(device),
+        torch.from_numpy(plan.scenes.shape).to(device),
+        targets.any(1).nonzero()[:, 0],
+        per_scene,
+    )
 
 
 def object_masks(scenes: SceneBatch, images: torch.Tensor, slots: torch.Tensor, size: int) -> torch.Tensor:
@@ -99,8 +129,8 @@ def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device, **options: bool
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device, length: int, **options: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (N, T) each, padded to the longest."""
-    encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt", **options)
+    """Token ids and attention mask, (N, `length`) each: one shape for all steps, so that nothing compiles twice."""
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", **options)
     return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)

@@ -11,12 +11,15 @@ from transformers import Sam3VideoModel
 from autodistill_sam3.training.batches import Batch, normalise, object_masks
 from autodistill_sam3.training.configs import IMAGE_SIZE
 from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
+from autodistill_sam3.training.drawing import SceneBatch
 from autodistill_sam3.training.losses import focal_loss
 from autodistill_sam3.training.scenes import MIN_VISIBLE
 
 # Segment Anything's balance of focal, dice and IoU error (Kirillov et al. 2023, appendix A).
 FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 20.0, 1.0, 1.0
 JITTER = 0.10
+# Shares of steps that train the three masks for ambiguous prompts instead of the one, and points instead of boxes.
+MULTIMASK_SHARE, POINTS_SHARE = 0.25, 0.25
 TRAINED_PARTS = (
     "tracker_neck.",
     "tracker_model.mask_decoder.",
@@ -32,17 +35,34 @@ def jitter_boxes(boxes_xyxy: torch.Tensor, amount: float, generator: torch.Gener
     return (boxes_xyxy + shift * amount * size).clamp(0, 1)
 
 
+def points_inside(scenes: SceneBatch, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A random visible pixel of each object, (B, K, 1, 2) in 0..1; the corner where nothing is visible."""
+    height, width = scenes.top.shape[-2:]
+    noise = torch.rand(scenes.top.shape, device=scenes.top.device, generator=generator)
+    points = []
+    for slot in range(scenes.visible.shape[1]):
+        place = (noise * (scenes.top == slot)).flatten(1).argmax(1)
+        points.append(torch.stack([(place % width + 0.5) / width, (place // width + 0.5) / height], dim=-1))
+    return torch.stack(points, dim=1)[:, :, None]
+
+
 def run_box_decoder(
-    model: Sam3VideoModel, images: torch.Tensor, boxes_xyxy: torch.Tensor, *, multimask: bool = False
+    model: Sam3VideoModel,
+    images: torch.Tensor,
+    boxes_xyxy: torch.Tensor | None,
+    points: torch.Tensor | None = None,
+    *,
+    multimask: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of the objects in boxes, the way the official `predict_inst` computes them.
+    """Masks of the objects in boxes, or at points, the way the official `predict_inst` computes them.
 
     `transformers.Sam3TrackerModel` leaves out `no_memory_embedding`; here it is added to the coarsest features.
 
     Args:
         model: The model; its ViT gets no gradient.
         images: (B, 3, S, S) normalised.
-        boxes_xyxy: (B, K, 4) in 0..1.
+        boxes_xyxy: (B, K, 4) in 0..1, or None.
+        points: (B, K, P, 2) in 0..1, P points inside each object, instead of boxes.
         multimask: The three masks for ambiguous prompts instead of the one.
 
     Returns:
@@ -58,24 +78,33 @@ def run_box_decoder(
         level.permute(1, 2, 0).unflatten(2, (factor * grid, factor * grid))
         for level, factor in zip(levels, (4, 2, 1), strict=True)
     )
-    # bf16 has 8 bits for a coordinate: too few.
-    with torch.autocast(images.device.type, enabled=False):
-        sparse, dense = tracker.prompt_encoder(
-            input_points=None,
-            input_labels=None,
-            input_boxes=boxes_xyxy * tracker.prompt_encoder.input_image_size,
-            input_masks=None,
-        )
-        positions = tracker.get_image_wide_positional_embeddings().expand(len(images), -1, -1, -1)
+    sparse, dense, positions = _encode_prompts(tracker, boxes_xyxy, points)
     logits, iou, _, _ = tracker.mask_decoder(
         image_embeddings=coarse,
-        image_positional_embeddings=positions,
+        image_positional_embeddings=positions.expand(len(images), -1, -1, -1),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=multimask,
         high_resolution_features=[fine, middle],
     )
     return logits, iou
+
+
+def _encode_prompts(
+    tracker: Any, boxes_xyxy: torch.Tensor | None, points: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sparse and dense prompt embeddings, and the image's positions."""
+    size = tracker.prompt_encoder.input_image_size
+    device = tracker.no_memory_embedding.device.type
+    # bf16 has 8 bits for a coordinate: too few.
+    with torch.autocast(device, enabled=False):
+        sparse, dense = tracker.prompt_encoder(
+            input_points=None if points is None else points * size,
+            input_labels=None if points is None else torch.ones_like(points[..., 0], dtype=torch.int),
+            input_boxes=None if boxes_xyxy is None else boxes_xyxy * size,
+            input_masks=None,
+        )
+        return sparse, dense, tracker.get_image_wide_positional_embeddings()
 
 
 def box_decoder_losses(
@@ -111,7 +140,6 @@ class BoxStage:
 
     def __init__(self, model: Sam3VideoModel) -> None:
         self.model = model
-        self._generator = torch.Generator().manual_seed(0)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that this stage changes."""
@@ -121,9 +149,11 @@ class BoxStage:
         """Weighted loss terms of a batch; prompts are not looked at."""
         images = normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD)
         rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
-        boxes = jitter_boxes(batch.scenes.boxes_xyxy, JITTER)
-        # The decoder gives either the one mask or the three; the three need less practice.
-        multimask = bool(torch.rand((), generator=self._generator) < 0.3)
-        logits, iou = run_box_decoder(self.model, images, boxes, multimask=multimask)
+        multimask, pointed = (bool(torch.rand(()) < share) for share in (MULTIMASK_SHARE, POINTS_SHARE))
+        if pointed:
+            logits, iou = run_box_decoder(self.model, images, None, points_inside(batch.scenes), multimask=multimask)
+        else:
+            boxes = jitter_boxes(batch.scenes.boxes_xyxy, JITTER)
+            logits, iou = run_box_decoder(self.model, images, boxes, multimask=multimask)
         targets = object_masks(batch.scenes, rows, slots, logits.shape[-1])
         return box_decoder_losses(logits[rows, slots], iou[rows, slots], targets)

@@ -34,7 +34,7 @@ from autodistill_sam3.training.configs import (
 )
 from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
 from autodistill_sam3.training.initial import prepare_florence2, prepare_sam3
-from autodistill_sam3.training.tokenizers import florence2_tokenizer, sam3_tokenizer
+from autodistill_sam3.training.tokenizers import CONTEXT_LENGTH, florence2_tokenizer, sam3_tokenizer
 
 
 def new_sam3(seed: int) -> tuple[Sam3VideoModel, PreTrainedTokenizerFast]:
@@ -42,16 +42,16 @@ def new_sam3(seed: int) -> tuple[Sam3VideoModel, PreTrainedTokenizerFast]:
     torch.manual_seed(seed)
     tokenizer = sam3_tokenizer()
     model = Sam3VideoModel(sam3_config(tokenizer))
-    prepare_sam3(model, *typical_inputs(tokenizer))
+    prepare_sam3(model, *_typical_inputs(tokenizer))
     return model, tokenizer
 
 
-def typical_inputs(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _typical_inputs(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalised images, and token ids and mask of a prompt for each, to set a model's scales by."""
     plan = Plans(Recipe(steps=1, scenes=8, prompts=1, learning_rate=0.0), seed=0)[0]
     batch = realise(plan, IMAGE_SIZE, torch.device("cpu"))
     images = normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD)
-    return images, *tokenize(tokenizer, batch.texts, images.device)
+    return images, *tokenize(tokenizer, batch.texts, images.device, CONTEXT_LENGTH)
 
 
 def new_florence2(seed: int) -> tuple[Florence2ForConditionalGeneration, PreTrainedTokenizerFast]:
@@ -109,7 +109,7 @@ def save_sam3(model: Sam3VideoModel, tokenizer: PreTrainedTokenizerFast, folder:
     images = Sam3ImageProcessor(size=size, mask_size=mask_size)
     Sam3Processor(image_processor=images, tokenizer=tokenizer, target_size=IMAGE_SIZE).save_pretrained(part)
     images.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    _save_tokenizer(tokenizer, part)
     _publish(part, folder)
 
 
@@ -140,7 +140,7 @@ def save_florence2(model: Florence2ForConditionalGeneration, tokenizer: PreTrain
     images.image_seq_length = FLORENCE2_IMAGE_TOKENS
     Florence2Processor(image_processor=images, tokenizer=tokenizer).save_pretrained(part)
     images.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+    _save_tokenizer(tokenizer, part)
     _publish(part, folder)
 
 
@@ -153,6 +153,13 @@ def _save_weights(model: nn.Module, folder: Path) -> None:
         if name not in tied
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Without the padding and truncation of its last call, which the file would keep."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
 
 
 def _part(folder: Path) -> Path:

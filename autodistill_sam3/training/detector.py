@@ -10,15 +10,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Sam3VideoModel
 
 from autodistill_sam3.training.batches import Batch, normalise, object_masks, tokenize
-from autodistill_sam3.training.configs import GRID, HIDDEN, IMAGE_SIZE, DetectorWeights
-from autodistill_sam3.training.dense import cell_coverage, presence_map_loss
-from autodistill_sam3.training.losses import LayerOutput, layer_losses, mask_losses
+from autodistill_sam3.training.configs import GRID, HIDDEN, IMAGE_SIZE, VISION_WIDTH, DetectorWeights
+from autodistill_sam3.training.dense import LooksHead, cell_coverage, looks_losses, presence_map_loss
+from autodistill_sam3.training.losses import LayerOutputs, layer_losses, mask_losses, semantic_losses
 from autodistill_sam3.training.matcher import Matches, hungarian, matching_cost, one_to_many
+from autodistill_sam3.training.tokenizers import CONTEXT_LENGTH
 
 PIXEL_MEAN = (0.5, 0.5, 0.5)
 PIXEL_STD = (0.5, 0.5, 0.5)
-# The first layers may give an object to several queries, which teaches them faster; the last ones choose among those.
-ONE_TO_MANY_LAYERS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,25 +25,27 @@ class DetectorOutput:
     """The detector's answer for N (image, prompt) pairs.
 
     Attributes:
-        layers: Of each decoder layer, first to last.
+        layers: Of all decoder layers.
         queries: (N, Q, C), the last layer's hidden states, for the mask head.
         encoded: (N, g*g, C), for the mask head.
         prompt_features: (N, T, C), text and geometry tokens.
         prompt_mask: (N, T) ``bool``.
         levels: The neck's maps of the B images, finest first.
+        vision: (B, g*g, D), the ViT's tokens.
     """
 
-    layers: list[LayerOutput]
+    layers: LayerOutputs
     queries: torch.Tensor
     encoded: torch.Tensor
     prompt_features: torch.Tensor
     prompt_mask: torch.Tensor
     levels: list[torch.Tensor]
+    vision: torch.Tensor
 
     @property
     def scores(self) -> torch.Tensor:
         """(N, Q) ``float32`` in 0..1: present, and this query is an instance."""
-        last = self.layers[-1]
+        last = self.layers.layer(-1)
         return last.logits.float().sigmoid() * last.presence_logits.float().sigmoid()[:, None]
 
 
@@ -83,10 +84,10 @@ def run_detector(
         text_mask=mask,
     )
     layers, queries = _decode(detector, encoded, mask)
-    return DetectorOutput(layers, queries, encoded.last_hidden_state, features, mask, levels)
+    return DetectorOutput(layers, queries, encoded.last_hidden_state, features, mask, levels, vision.last_hidden_state)
 
 
-def _decode(detector: Any, encoded: Any, mask: torch.Tensor) -> tuple[list[LayerOutput], torch.Tensor]:
+def _decode(detector: Any, encoded: Any, mask: torch.Tensor) -> tuple[LayerOutputs, torch.Tensor]:
     decoded = detector.detr_decoder(
         vision_features=encoded.last_hidden_state,
         text_features=encoded.text_features,
@@ -100,69 +101,88 @@ def _decode(detector: Any, encoded: Any, mask: torch.Tensor) -> tuple[list[Layer
         decoder_hidden_states=hidden, text_features=encoded.text_features, text_mask=mask
     )[..., 0]
     presence = decoded.presence_logits[..., 0]
-    layers = [LayerOutput(*parts) for parts in zip(logits, boxes, presence, strict=True)]
-    return layers, hidden[-1]
+    return LayerOutputs(logits.flatten(0, 1), boxes.flatten(0, 1), presence.flatten(), len(logits)), hidden[-1]
 
 
-def query_masks(model: nn.Module, output: DetectorOutput, pairs: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Mask logits of chosen queries.
+def run_mask_head(model: nn.Module, output: DetectorOutput, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask logits of all queries of chosen pairs, and semantic logits.
 
     Args:
         model: A `Sam3Model`.
         output: Of `run_detector`.
         pairs: (R,) which pairs.
-        queries: (R, k) which of their queries.
 
     Returns:
-        (R, k, 4g, 4g).
+        (R, Q, 4g, 4g) and (R, 4g, 4g).
     """
     detector: Any = model
     images = pairs // (len(output.encoded) // len(output.levels[0]))
-    result: torch.Tensor = detector.mask_decoder(
-        decoder_queries=output.queries[pairs[:, None], queries],
+    masks = detector.mask_decoder(
+        decoder_queries=output.queries[pairs],
         backbone_features=[level[images] for level in output.levels],
         encoder_hidden_states=output.encoded[pairs],
         prompt_features=output.prompt_features[pairs],
         prompt_mask=output.prompt_mask[pairs],
-    ).pred_masks
-    return result
+    )
+    return masks.pred_masks, masks.semantic_seg[:, 0]
 
 
 def detector_losses(
     model: nn.Module, output: DetectorOutput, batch: Batch, weights: DetectorWeights
 ) -> dict[str, torch.Tensor]:
     """All weighted loss terms; their sum is `core_loss`."""
-    valid, present = batch.targets, batch.present
-    logits = torch.stack([layer.logits for layer in output.layers])
-    boxes = torch.stack([layer.boxes_cxcywh for layer in output.layers])
-    matches = hungarian(matching_cost(logits, boxes, batch.boxes_cxcywh[None]), valid)
-    terms: dict[str, torch.Tensor] = {}
-    last = len(output.layers) - 1
-    for index, layer in enumerate(output.layers):
-        chosen = matches[index]
-        if index < min(ONE_TO_MANY_LAYERS, last):
-            chosen = one_to_many(layer.logits, layer.boxes_cxcywh, batch.boxes_cxcywh, valid, one_to_one=chosen)
-        suffix = "" if index == last else f"_aux_{index}"
-        terms |= layer_losses(layer, chosen, batch.boxes_cxcywh, present, weights, suffix)
-    focal, dice = _matched_mask_losses(model, output, batch, matches[-1])
-    return terms | {"loss_mask": weights.loss_mask * focal, "loss_dice": weights.loss_dice * dice}
+    layers = output.layers
+    cost = matching_cost(layers.logits, layers.boxes_cxcywh, batch.boxes_cxcywh.repeat(layers.layers, 1, 1))
+    # Started before the matching, so that the device has work while the host matches.
+    masks = run_mask_head(model, output, batch.present_rows) if len(batch.present_rows) else None
+    one_to_one = hungarian(cost, batch.targets.repeat(layers.layers, 1))
+    matches = _first_layers_to_many(layers, one_to_one, batch, weights.one_to_many_layers)
+    num_boxes = batch.targets.sum().clamp(min=1)
+    # Whether something hardly visible is present is a matter of opinion.
+    clear = batch.present | ~batch.ignored.any(1)
+    terms = layer_losses(layers, matches, batch.boxes_cxcywh, batch.present, clear, num_boxes, weights)
+    last = one_to_one.where(one_to_one.rows >= (layers.layers - 1) * layers.pairs)
+    return terms | _mask_terms(masks, last, batch, num_boxes, weights)
 
 
-def _matched_mask_losses(
-    model: nn.Module, output: DetectorOutput, batch: Batch, matches: Matches
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mask head runs for pairs with a match only, and for as many queries as the fullest of them has."""
-    if not len(matches.rows):
-        nothing = output.queries.sum() * 0.0
-        return nothing, nothing
-    pairs, place, counts = torch.unique_consecutive(matches.rows, return_inverse=True, return_counts=True)
-    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    column = torch.arange(len(matches.rows), device=first.device) - first
-    queries = torch.zeros(len(pairs), batch.targets.shape[1], dtype=torch.long, device=first.device)
-    queries[place, column] = matches.queries
-    logits = query_masks(model, output, pairs, queries)[place, column]
-    targets = object_masks(batch.scenes, matches.rows // batch.per_scene, matches.targets, logits.shape[-1])
-    return mask_losses(logits, targets, len(matches.rows))
+def _first_layers_to_many(layers: LayerOutputs, one_to_one: Matches, batch: Batch, count: int) -> Matches:
+    """The first layers may give an object to several queries: they learn faster, and the last ones choose."""
+    repeats = min(count, layers.layers - 1)
+    rows = repeats * layers.pairs
+    first = one_to_one.rows < rows
+    many = one_to_many(
+        layers.logits[:rows],
+        layers.boxes_cxcywh[:rows],
+        batch.boxes_cxcywh.repeat(repeats, 1, 1),
+        batch.targets.repeat(repeats, 1),
+        one_to_one=one_to_one.where(first),
+    )
+    return many.and_then(one_to_one.where(~first))
+
+
+def _mask_terms(
+    masks: tuple[torch.Tensor, torch.Tensor] | None,
+    matches: Matches,
+    batch: Batch,
+    num_boxes: torch.Tensor,
+    weights: DetectorWeights,
+) -> dict[str, torch.Tensor]:
+    """Of the last layer's matches; no terms where nothing is present."""
+    if masks is None:
+        return {}
+    logits, semantic = masks
+    place = torch.searchsorted(batch.present_rows, matches.rows % len(batch.targets))
+    pairs, size = batch.present_rows[place], logits.shape[-1]
+    truth = object_masks(batch.scenes, pairs // batch.per_scene, matches.targets, size)
+    focal, dice = mask_losses(logits[place, matches.queries], truth, num_boxes)
+    union = torch.zeros_like(semantic, dtype=torch.float32).index_add(0, place, truth).clamp(max=1.0)
+    entropy, semantic_dice = semantic_losses(semantic, union)
+    return {
+        "loss_mask": weights.loss_mask * focal,
+        "loss_dice": weights.loss_dice * dice,
+        "loss_semantic_seg": weights.loss_semantic_seg * entropy,
+        "loss_semantic_dice": weights.loss_semantic_dice * semantic_dice,
+    }
 
 
 class DetectorStage:
@@ -179,21 +199,26 @@ class DetectorStage:
         self.weights = weights or DetectorWeights()
         self.dense = nn.Linear(HIDDEN, 1)
         nn.init.zeros_(self.dense.weight)
+        self.looks = LooksHead(VISION_WIDTH)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that this stage changes."""
-        helper = [(f"dense.{name}", value) for name, value in self.dense.named_parameters()]
-        return [*self.model.detector_model.named_parameters(), *helper]
+        helpers = nn.ModuleDict({"dense": self.dense, "looks": self.looks})
+        return [*self.model.detector_model.named_parameters(), *helpers.named_parameters()]
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Weighted loss terms of a batch."""
-        output = self.run(batch)
+        output = run_detector(self.model.detector_model, *self._inputs(batch))
         terms = detector_losses(self.model.detector_model, output, batch, self.weights)
         seen = presence_map_loss(self.dense(output.encoded)[..., 0], cell_coverage(batch, GRID))
-        return terms | {"loss_dense": self.weights.loss_dense * seen}
+        looks = looks_losses(self.looks(output.vision), batch)
+        weighted = {name: self.weights.loss_looks * value for name, value in looks.items()}
+        return terms | {"loss_dense": self.weights.loss_dense * seen} | weighted
 
     def run(self, batch: Batch) -> DetectorOutput:
         """The detector's answer to a batch."""
+        return run_detector(self.model.detector_model, *self._inputs(batch))
+
+    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         images = normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD)
-        ids, mask = tokenize(self.tokenizer, batch.texts, images.device)
-        return run_detector(self.model.detector_model, images, ids, mask)
+        return images, *tokenize(self.tokenizer, batch.texts, images.device, CONTEXT_LENGTH)

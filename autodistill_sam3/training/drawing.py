@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from autodistill_sam3.training.scenes import ScenePlan
+from autodistill_sam3.training.jpeg import jpeg_artefacts
+from autodistill_sam3.training.scenes import ScenePlan, plan_scenes
+from autodistill_sam3.training.world import COLOURS, SHAPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +35,41 @@ class SceneBatch:
 
 
 @torch.no_grad()
-def draw(plan: ScenePlan, height: int, width: int, *, seed: int = 0, device: str | torch.device = "cpu") -> SceneBatch:
+def draw(
+    plan: ScenePlan,
+    height: int,
+    width: int,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    compiled: bool = False,
+) -> SceneBatch:
     """Draw planned scenes.
 
     Args:
         plan: B scenes. Where `plan.aspect` is not width / height, the scene comes out stretched.
         height: Pixels.
         width: Pixels.
-        seed: Of the pixel noise.
+        seed: Of texture and pixel noise.
         device: Where to draw.
+        compiled: Fuse the arithmetic with `torch.compile`; pays for many batches of one shape.
     """
     p = {name: torch.from_numpy(values).to(device) for name, values in plan.arrays().items()}
     generator = torch.Generator(device).manual_seed(seed)
+    patches = [torch.randn(len(plan), 3, cells, cells, device=device, generator=generator) for cells in (6, 24, 56)]
+    noise = torch.randn(len(plan), 3, height, width, device=device, generator=generator)
+    # Each tensor that the eager form writes to memory holds a value per object and pixel.
+    render = _compiled_render() if compiled else _render
+    return SceneBatch(*render(p, patches, noise))
+
+
+@cache
+def _compiled_render() -> Callable[..., tuple[torch.Tensor, ...]]:
+    return torch.compile(_render, dynamic=False)
+
+
+def _render(p: dict[str, torch.Tensor], patches: list[torch.Tensor], noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    height, width = noise.shape[-2:]
     x, y = _grid(p["aspect"], height, width)
     pixels_per_unit = torch.minimum(width / x[:, -1, -1], height / y[:, -1, -1])
     u, v = _object_frame(p, x, y)
@@ -48,13 +77,75 @@ def draw(plan: ScenePlan, height: int, width: int, *, seed: int = 0, device: str
     inside = (distance < 0) & p["valid"][..., None, None]
     slots = torch.arange(1, inside.shape[1] + 1, device=inside.device)[None, :, None, None]
     top = (inside * slots).amax(1) - 1
-    canvas = _background(p, x, y, generator)
-    sharpness = (p["radius"] * pixels_per_unit[:, None])[..., None, None]
-    cover = (0.5 - distance * sharpness).clamp_(0, 1) * p["valid"][..., None, None]
+    canvas = _background(p, x, y, patches)
+    sharpness = (p["radius"] * pixels_per_unit[:, None] / p["edge"][:, None].clamp(min=1e-3))[..., None, None]
+    cover = (0.5 - distance * sharpness).clamp(0, 1) * p["valid"][..., None, None]
     canvas = _paint(canvas, p, cover, distance, u, v)
-    canvas = _photograph(canvas, p, generator)
+    canvas = _photograph(canvas, p, noise)
     visible, boxes = _visible(inside, top)
-    return SceneBatch((canvas * 255).round_().clamp_(0, 255).to(torch.uint8), top, visible, boxes)
+    return (canvas * 255).round().clamp(0, 255).to(torch.uint8), top, visible, boxes
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """One drawn object.
+
+    Attributes:
+        colour: Of `COLOURS`.
+        shape: Of `SHAPES`.
+        mask: (H, W) ``bool``, its visible pixels.
+        visible: Share of the object's pixels inside the image that no other object hides, 0..1.
+    """
+
+    colour: str
+    shape: str
+    mask: npt.NDArray[np.bool_]
+    visible: float
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """Box of the visible pixels in pixels, right and bottom exclusive; zeros when nothing is visible."""
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        if not len(rows):
+            return (0, 0, 0, 0)
+        return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def draw_scene(
+    seed: int,
+    width: int = 640,
+    height: int = 480,
+    *,
+    pairs: list[tuple[int, int]] | None = None,
+    hiding: float = 0.0,
+) -> tuple[npt.NDArray[np.uint8], list[SceneObject]]:
+    """Draw one scene on the CPU; the same arguments always give the same pixels.
+
+    Args:
+        seed: Decides the scene; training uses other seeds by construction (`training_rng`).
+        width: Pixels.
+        height: Pixels.
+        pairs: As in `plan_scenes`.
+        hiding: As in `plan_scenes`.
+
+    Returns:
+        RGB ``uint8`` (H, W, 3), and the objects from back to front.
+
+    Example:
+        >>> image, objects = draw_scene(7, 160, 120)
+        >>> image.shape, image.dtype, objects[0].mask.shape
+        ((120, 160, 3), dtype('uint8'), (120, 160))
+    """
+    plan = plan_scenes(np.random.default_rng([seed, 1]), 1, aspect=width / height, pairs=pairs, hiding=hiding)
+    batch = draw(plan, height, width, seed=seed)
+    top = batch.top[0].numpy()
+    objects = [
+        SceneObject(
+            COLOURS[plan.colour[0, slot]], SHAPES[plan.shape[0, slot]], top == slot, float(batch.visible[0, slot])
+        )
+        for slot in np.flatnonzero(plan.valid[0])
+    ]
+    return batch.images[0].permute(1, 2, 0).numpy(), objects
 
 
 def _grid(aspect: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,10 +197,9 @@ def _star(points: torch.Tensor, depth: torch.Tensor, u: torch.Tensor, v: torch.T
 
 
 def _background(
-    p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
+    p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, patches: list[torch.Tensor]
 ) -> torch.Tensor:
     """(B, 3, H, W) in about 0..1."""
-    count, height, width = x.shape
     gx, gy, strength = (p["gradient"][:, i, None, None] for i in range(3))
     mix = ((x - 0.5) * gx + (y - 0.5) * gy + 0.5).clamp(0, 1) * (strength > 0)
     first, second = p["background"][:, 0, :, None, None], p["background"][:, 1, :, None, None]
@@ -117,15 +207,10 @@ def _background(
     amplitude, wave_x, wave_y, kind, phase = (p["texture"][:, i, None, None] for i in range(5))
     waves = torch.sin(x * wave_x + y * wave_y + phase)
     checks = torch.sign(waves) * torch.sign(torch.sin(y * wave_x - x * wave_y + phase))
-    patches = sum(
-        F.interpolate(
-            torch.randn(count, 3, cells, cells, device=x.device, generator=generator), (height, width), mode="bilinear"
-        )
-        for cells in (6, 24, 56)
-    )
+    cloudy = sum(F.interpolate(cells, x.shape[-2:], mode="bilinear") for cells in patches)
     regular = torch.where(kind == 1, waves, checks)[:, None]
-    texture = torch.where(kind[:, None] == 0, patches / 2, regular)
-    return canvas + amplitude[:, None] * texture
+    texture = torch.where(kind[:, None] == 0, cloudy / 2, regular)
+    return canvas + amplitude[:, None] * texture * p["texture_rgb"][..., None, None]
 
 
 def _paint(
@@ -148,12 +233,13 @@ def _paint(
     return canvas
 
 
-def _photograph(canvas: torch.Tensor, p: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-    """Blur and noise."""
+def _photograph(canvas: torch.Tensor, p: dict[str, torch.Tensor], noise: torch.Tensor) -> torch.Tensor:
+    """Blur, noise and compression."""
     blurred = F.avg_pool2d(canvas, 3, stride=1, padding=1, count_include_pad=False)
     canvas = torch.lerp(canvas, blurred, p["blur"][:, None, None, None])
-    noise = torch.randn(canvas.shape, device=canvas.device, generator=generator)
-    return canvas + noise * p["noise"][:, None, None, None]
+    canvas = (canvas + noise * p["noise"][:, None, None, None]).clamp(0, 1)
+    quality = p["jpeg"][:, None, None, None]
+    return torch.where(quality > 0, jpeg_artefacts(canvas, p["jpeg"].clamp(min=1)), canvas)
 
 
 def _visible(inside: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

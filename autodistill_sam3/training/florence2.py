@@ -13,7 +13,7 @@ from transformers import Florence2ForConditionalGeneration, PreTrainedTokenizerF
 from autodistill_sam3.training.batches import Batch, normalise, tokenize
 from autodistill_sam3.training.boxes import cxcywh_to_xyxy
 from autodistill_sam3.training.configs import FLORENCE2_HIDDEN, FLORENCE2_IMAGE_SIZE, FLORENCE2_IMAGE_TOKENS
-from autodistill_sam3.training.dense import cell_box_loss, cell_coverage, presence_map_loss
+from autodistill_sam3.training.dense import LooksHead, cell_box_loss, cell_coverage, looks_losses, presence_map_loss
 from autodistill_sam3.training.tokenizers import GROUNDING_TASK, LOCATION_BINS, first_location
 
 # ImageNet's, as in Florence-2's own preprocessing.
@@ -23,6 +23,8 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 # its probability over many, and the confidence of a good box would be near zero.
 LOCATION_STEP = 10
 IGNORED = -100
+# Tokens of the longest phrase, and of the task with it.
+PHRASE_LENGTH, SEQUENCE_LENGTH = 16, 28
 
 
 def location_bins(boxes_xyxy: torch.Tensor) -> torch.Tensor:
@@ -85,23 +87,49 @@ def answer_labels(
     return tokens.gather(1, places).masked_fill(~keep.gather(1, places), IGNORED)
 
 
-def encode(
-    model: Florence2ForConditionalGeneration,
-    images: torch.Tensor,
-    texts: list[str],
-    tokenizer: PreTrainedTokenizerFast,
-) -> tuple[Any, torch.Tensor]:
-    """The encoder's output for P prompts per image, with one pass of the vision tower, and its attention mask."""
-    visual = model.get_image_features(pixel_values=images).pooler_output
-    visual = visual.repeat_interleave(len(texts) // len(images), dim=0)
+def task_tokens(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of the task's prompt for each text, (N, SEQUENCE_LENGTH) each."""
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     sequences = [f"{bos}{GROUNDING_TASK.format(prompt=text)}{eos}" for text in texts]
-    ids, mask = tokenize(tokenizer, sequences, images.device, add_special_tokens=False)
+    return tokenize(tokenizer, sequences, device, SEQUENCE_LENGTH, add_special_tokens=False)
+
+
+def encode(
+    model: Florence2ForConditionalGeneration, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """P prompts for each image, with one pass of the vision tower.
+
+    Args:
+        model: The model.
+        images: (B, 3, S, S) normalised.
+        ids: (B * P, T), of `task_tokens`.
+        mask: (B * P, T).
+
+    Returns:
+        The encoder's output, its attention mask (B * P, cells + 1 + T), and the image tokens (B, cells + 1, C).
+    """
+    visual = model.get_image_features(pixel_values=images).pooler_output
+    repeated = visual.repeat_interleave(len(ids) // len(images), dim=0)
     embedded = model.get_input_embeddings()(ids)
-    mask = torch.cat([mask.new_ones(visual.shape[:2]), mask], dim=1)
+    mask = torch.cat([mask.new_ones(repeated.shape[:2]), mask], dim=1)
     language: Any = model.model.language_model
-    encoded = language.encoder(inputs_embeds=torch.cat([visual.to(embedded.dtype), embedded], 1), attention_mask=mask)
-    return encoded, mask
+    encoded = language.encoder(inputs_embeds=torch.cat([repeated.to(embedded.dtype), embedded], 1), attention_mask=mask)
+    return encoded, mask, visual
+
+
+def answer_logits(
+    model: Florence2ForConditionalGeneration,
+    images: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    given: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Next-token logits (N, A, V) after each of the given answer tokens (N, A), encoder states, image tokens."""
+    encoded, mask, visual = encode(model, images, ids, mask)
+    answer: Any = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given, use_cache=False)
+    return answer.logits, encoded.last_hidden_state, visual
 
 
 class Florence2Stage:
@@ -115,47 +143,37 @@ class Florence2Stage:
         self.tokenizer = tokenizer
         self.dense = nn.Linear(FLORENCE2_HIDDEN, 5)
         nn.init.zeros_(self.dense.weight)
+        self.looks = LooksHead(FLORENCE2_HIDDEN)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that this stage changes."""
-        helper = [(f"dense.{name}", value) for name, value in self.dense.named_parameters()]
-        return [*self.model.named_parameters(), *helper]
+        helpers = nn.ModuleDict({"dense": self.dense, "looks": self.looks})
+        return [*self.model.named_parameters(), *helpers.named_parameters()]
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Mean negative log-likelihood per sequence, in units of ten tokens."""
+        """Mean negative log-likelihood per sequence, in units of ten tokens, and the dense losses."""
         images = normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD)
-        encoded, mask = encode(self.model, images, batch.texts, self.tokenizer)
-        texts = [text.lower() for text in batch.texts]
-        phrases, phrase_mask = tokenize(self.tokenizer, texts, images.device, add_special_tokens=False)
-        labels = answer_labels(phrases, phrase_mask, cxcywh_to_xyxy(batch.boxes_cxcywh), batch.targets, self.tokenizer)
-        labels = labels[:, : int((labels != IGNORED).sum(1).max())]
+        ids, mask = task_tokens(self.tokenizer, batch.texts, images.device)
+        labels = self._labels(batch)
         given = F.pad(labels[:, :-1], (1, 0), value=self.tokenizer.eos_token_id)
         given = given.masked_fill(given == IGNORED, self.tokenizer.pad_token_id)
-        logits = self.model(
-            encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=given, use_cache=False
-        ).logits
+        logits, encoded, visual = answer_logits(self.model, images, ids, mask, given)
         loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return {"loss_tokens": loss / (10 * len(labels)), **self._dense_losses(encoded.last_hidden_state, batch)}
+        # The first image token is the mean over the image; the cells follow, row by row.
+        looks = looks_losses(self.looks(visual[:, 1:]), batch)
+        return {"loss_tokens": loss / (10 * len(labels)), **self._dense_losses(encoded, batch), **looks}
+
+    def _labels(self, batch: Batch) -> torch.Tensor:
+        texts = [text.lower() for text in batch.texts]
+        device = batch.targets.device
+        phrases, mask = tokenize(self.tokenizer, texts, device, PHRASE_LENGTH, add_special_tokens=False)
+        return answer_labels(phrases, mask, cxcywh_to_xyxy(batch.boxes_cxcywh), batch.targets, self.tokenizer)
 
     def _dense_losses(self, encoded: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        # The first image token is the mean over the image; the cells follow, row by row.
         cells = FLORENCE2_IMAGE_TOKENS - 1
         told = self.dense(encoded[:, 1 : 1 + cells]).float()
         coverage = cell_coverage(batch, math.isqrt(cells))
         return {
             "loss_dense": presence_map_loss(told[..., 0], coverage),
-            "loss_dense_box": cell_box_loss(told[..., 1:], coverage, batch),
+            "loss_dense_box": cell_box_loss(told[..., 1:], coverage, batch.boxes_cxcywh),
         }
-
-
-@torch.no_grad()
-def sharpen(model: Florence2ForConditionalGeneration, factor: float) -> None:
-    """Divide the temperature of the answers by `factor`; greedy answers stay what they are.
-
-    A briefly trained model spreads its probability over neighbouring locations, and the likelihood of a good box is
-    far below the share of good boxes. The last norm's scale is the logits' scale.
-    """
-    decoder: Any = model.model.language_model.decoder
-    norm = decoder.layers[-1].final_layer_norm
-    norm.weight.mul_(factor)
-    norm.bias.mul_(factor)

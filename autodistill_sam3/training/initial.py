@@ -42,12 +42,12 @@ def prepare_sam3(model: Sam3VideoModel, images: torch.Tensor, input_ids: torch.T
     for mlp in model.tracker_model.mask_decoder.output_hypernetworks_mlps:
         mlp.proj_out.weight.mul_(0.1)
     balance(model, images, input_ids, mask)
-    restart_decoder(model)
+    _start_decoder(model)
 
 
 @torch.no_grad()
-def restart_decoder(model: Sam3VideoModel) -> None:
-    """Fresh weights for the detector's decoder; its queries start on a grid over the image."""
+def _start_decoder(model: Sam3VideoModel) -> None:
+    """Weights of the detector's decoder; its queries start on a grid over the image."""
     decoder: Any = model.detector_model.detr_decoder
     for module in decoder.modules():
         if isinstance(module, nn.Linear):

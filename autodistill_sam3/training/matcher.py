@@ -1,7 +1,7 @@
 """Which query answers for which object: one-to-one (Hungarian) and one-to-many matching.
 
-After sam3/train/matcher.py (`BinaryHungarianMatcherV2` with focal cost, `BinaryOneToManyMatcher`), for all decoder
-layers at once.
+After sam3/train/matcher.py (`BinaryHungarianMatcherV2` with focal cost, `BinaryOneToManyMatcher`). All decoder layers
+are matched at once: to the matchers, a layer's answer to a prompt is one more row.
 """
 
 from __future__ import annotations
@@ -20,11 +20,26 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """M matched (row, query, target) triples; a row is one (image, prompt) pair, all ``int64`` of shape (M,)."""
+    """M matched (row, query, target) triples, all ``int64`` of shape (M,).
+
+    A row is a layer's answer to one (image, prompt) pair: layer * N + pair.
+    """
 
     rows: torch.Tensor
     queries: torch.Tensor
     targets: torch.Tensor
+
+    def where(self, chosen: torch.Tensor) -> Matches:
+        """Those that a (M,) ``bool`` chooses."""
+        return Matches(self.rows[chosen], self.queries[chosen], self.targets[chosen])
+
+    def and_then(self, other: Matches) -> Matches:
+        """These and those of `other`."""
+        return Matches(
+            torch.cat([self.rows, other.rows]),
+            torch.cat([self.queries, other.queries]),
+            torch.cat([self.targets, other.targets]),
+        )
 
 
 def matching_cost(logits: torch.Tensor, boxes_cxcywh: torch.Tensor, target_cxcywh: torch.Tensor) -> torch.Tensor:
@@ -47,31 +62,31 @@ def matching_cost(logits: torch.Tensor, boxes_cxcywh: torch.Tensor, target_cxcyw
     return COST_CLASS * (positive - negative)[..., None] + COST_L1 * l1 - COST_GIOU * giou
 
 
-def hungarian(cost: torch.Tensor, valid: torch.Tensor) -> list[Matches]:
-    """The cheapest one-to-one assignment for each layer and row.
+def hungarian(cost: torch.Tensor, valid: torch.Tensor) -> Matches:
+    """The cheapest one-to-one assignment for each row.
 
     Args:
-        cost: (L, N, Q, T).
+        cost: (N, Q, T).
         valid: (N, T) ``bool``, which targets exist.
-
-    Returns:
-        L matches.
     """
-    host, exists = cost.detach().float().cpu().numpy(), valid.cpu().numpy()
-    rows = np.flatnonzero(exists.any(1))
-    columns = {int(row): np.flatnonzero(exists[row]) for row in rows}
-    return [_assign(layer, columns, cost.device) for layer in host]
-
-
-def _assign(cost: npt.NDArray[np.float32], columns: dict[int, npt.NDArray[np.int64]], device: torch.device) -> Matches:
     from scipy.optimize import linear_sum_assignment
 
-    parts = []
-    for row, targets in columns.items():
-        queries, chosen = linear_sum_assignment(cost[row][:, targets])
-        parts.append(np.stack([np.full(len(queries), row), queries, targets[chosen]]))
-    triples = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0), dtype=np.int64)
-    return Matches(*torch.from_numpy(triples.astype(np.int64)).to(device))
+    # Where the cost is not finite, neither is the loss, and the training loop passes over the step.
+    host, exists = np.nan_to_num(cost.detach().float().cpu().numpy(), nan=1e6), valid.cpu().numpy()
+    rows: list[int] = []
+    queries: list[npt.NDArray[np.int64]] = []
+    targets: list[npt.NDArray[np.int64]] = []
+    for row in np.flatnonzero(exists.any(1)):
+        columns = np.flatnonzero(exists[row])
+        chosen, order = linear_sum_assignment(host[row][:, columns])
+        rows += [int(row)] * len(chosen)
+        queries.append(chosen)
+        targets.append(columns[order])
+    none = np.zeros(0, dtype=np.int64)
+    triples = np.stack(
+        [np.array(rows, dtype=np.int64), *(np.concatenate([none, *part]) for part in (queries, targets))]
+    )
+    return Matches(*torch.from_numpy(triples).to(cost.device))
 
 
 @torch.no_grad()

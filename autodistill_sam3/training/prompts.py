@@ -39,16 +39,6 @@ class Prompt:
     concept: Concept
 
 
-def plain_text(concept: Concept) -> str:
-    """The shortest wording.
-
-    Example:
-        >>> plain_text(Concept("red", "star")), plain_text(Concept("red")), plain_text(Concept(shape="star"))
-        ('red star', 'red shape', 'star')
-    """
-    return f"{concept.colour or ''} {concept.shape or ANY_SHAPE[0]}".strip()
-
-
 def parse_text(text: str) -> Concept:
     """What a wording of this world asks for; anything else is unknown.
 
@@ -164,9 +154,7 @@ class PromptPlan:
         return [prompt.text for row in self.prompts for prompt in row]
 
 
-def plan_prompts(
-    rng: Generator, scenes: ScenePlan, per_scene: int, *, present: float = 0.6, plain: bool = False
-) -> PromptPlan:
+def plan_prompts(rng: Generator, scenes: ScenePlan, per_scene: int, *, present: float = 0.6) -> PromptPlan:
     """Choose prompts for planned scenes.
 
     Args:
@@ -174,7 +162,6 @@ def plan_prompts(
         scenes: B scenes.
         per_scene: P.
         present: Probability that a prompt asks for something that is drawn.
-        plain: Word every prompt in the shortest way.
     """
     rows: list[list[Prompt]] = []
     matches = np.zeros((len(scenes), per_scene, scenes.valid.shape[1]), dtype=bool)
@@ -182,7 +169,7 @@ def plan_prompts(
         colours = [COLOURS[i] for i in scenes.colour[index, valid]]
         shapes = [SHAPES[i] for i in scenes.shape[index, valid]]
         concepts = [choose_concept(rng, colours, shapes, present) for _ in range(per_scene)]
-        rows.append([Prompt(plain_text(c) if plain and c.known else word(rng, c), c) for c in concepts])
+        rows.append([Prompt(word(rng, c), c) for c in concepts])
         for row, concept in enumerate(concepts):
             matches[index, row, valid] = [concept.matches(c, s) for c, s in zip(colours, shapes, strict=True)]
     return PromptPlan(rows, matches)

@@ -6,7 +6,6 @@ square that the models see, with the stretch that resizing an image of another a
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from autodistill_sam3.training.world import COLOURS, PALETTE, SHAPES, pair_indices
 
 MAX_OBJECTS = 8
-RADIUS_RANGE = (0.07, 0.24)
+RADIUS_RANGE = (0.06, 0.24)
 ASPECT_RANGE = (0.5, 2.0)
 # An object counts as being there when at least this much of it is visible.
 MIN_VISIBLE = 0.35
@@ -50,8 +49,11 @@ class ScenePlan:
         background: (B, 2, 3), the two ends of a gradient.
         gradient: (B, 3): direction x, y times strength, 0 for plain.
         texture: (B, 5): amplitude, wave x, wave y, kind (0 noise, 1 stripes, 2 checks), phase.
+        texture_rgb: (B, 3), what the texture adds at its highest and takes away at its lowest.
+        edge: (B,) width of the objects' edges in pixels, 0 for jagged ones.
         blur: (B,) share of a blurred copy, 0..1.
         noise: (B,) standard deviation of pixel noise.
+        jpeg: (B,) JPEG quality of 1..100, 0 for none.
     """
 
     aspect: Floats
@@ -71,8 +73,11 @@ class ScenePlan:
     background: Floats
     gradient: Floats
     texture: Floats
+    texture_rgb: Floats
+    edge: Floats
     blur: Floats
     noise: Floats
+    jpeg: Floats
 
     def __len__(self) -> int:
         return len(self.aspect)
@@ -89,6 +94,7 @@ def plan_scenes(
     aspect: float | None = None,
     pairs: list[tuple[int, int]] | None = None,
     max_objects: int = MAX_OBJECTS,
+    hiding: float = 0.0,
 ) -> ScenePlan:
     """Plan scenes at random.
 
@@ -98,6 +104,8 @@ def plan_scenes(
         aspect: Width / height; at random within `ASPECT_RANGE` without.
         pairs: (colour, shape) indices to draw from; without, all but the held-out ones.
         max_objects: 1 to `MAX_OBJECTS` objects a scene.
+        hiding: Share of objects that are laid where they touch or hide an earlier one of another colour. Without,
+            objects hide each other only by chance, which is rare.
     """
     size = (count, MAX_OBJECTS)
     low, high = np.log(ASPECT_RANGE)
@@ -111,17 +119,18 @@ def plan_scenes(
     radius = np.maximum(radius * np.minimum(1.0, 2.2 / np.sqrt(1 + valid.sum(1, keepdims=True))), RADIUS_RANGE[0])
     rgb = _object_colours(rng, colour)
     background = _backgrounds(rng, rgb, valid)
-    style = _styles(rng, rgb)
+    style = _styles(rng, rgb, shape)
     return ScenePlan(
         aspect=_f32(aspects),
         valid=valid,
         colour=colour,
         shape=shape,
-        centre=_f32(_layout(rng, aspects, radius, colour, valid)),
+        centre=_f32(_layout(rng, aspects, radius, colour, valid, hiding)),
         radius=_f32(radius),
         background=_f32(background),
         rgb=_f32(rgb),
         **style,
+        **_texture(rng, rgb, background),
         **_photography(rng, count),
     )
 
@@ -137,7 +146,9 @@ def _draw_kinds(rng: Generator, size: tuple[int, int], kinds: int) -> Ints:
     return np.where(rng.random((size[0], 1)) < 0.5, free, repeated)
 
 
-def _layout(rng: Generator, aspects: Floats, radius: Floats, colour: Ints, valid: Bools) -> npt.NDArray[np.float64]:
+def _layout(
+    rng: Generator, aspects: Floats, radius: Floats, colour: Ints, valid: Bools, hiding: float
+) -> npt.NDArray[np.float64]:
     """Centres, each the candidate that overlaps earlier objects least, or, for some objects, whichever comes first."""
     count, slots = radius.shape
     extent = np.stack([np.maximum(aspects, 1.0), np.maximum(1.0 / aspects, 1.0)], axis=-1)
@@ -150,10 +161,25 @@ def _layout(rng: Generator, aspects: Floats, radius: Floats, colour: Ints, valid
         overlap = np.maximum(0.0, radius[:, None, slot, None] + radius[:, None, :slot] - apart) * valid[:, None, :slot]
         # Objects of one colour on top of each other would have no edge between them.
         overlap *= np.where(colour[:, None, :slot] == colour[:, slot, None, None], 4.0, 1.0)
-        tolerance = rng.choice([0.0, 0.6, 3.0], p=[0.6, 0.2, 0.2], size=(count, 1)) * radius[:, slot, None]
+        tolerance = rng.choice([0.0, 0.6, 3.0], p=[0.5, 0.25, 0.25], size=(count, 1)) * radius[:, slot, None]
         cost = np.maximum(overlap.sum(-1) - tolerance, 0.0)
         centre[:, slot] = candidates[np.arange(count), cost.argmin(1)]
+        if hiding and slot:
+            centre[:, slot] = _hide(rng, centre, radius, colour, slot, hiding)
     return centre
+
+
+def _hide(
+    rng: Generator, centre: npt.NDArray[np.float64], radius: Floats, colour: Ints, slot: int, share: float
+) -> npt.NDArray[np.float64]:
+    """(B, 2) centres of a slot's objects, a share of them moved onto the edge of an earlier object."""
+    scene = np.arange(len(centre))
+    other = rng.integers(0, slot, len(centre))
+    direction = rng.uniform(0, 2 * np.pi, len(centre))
+    reach = rng.uniform(0.4, 1.1, len(centre)) * (radius[scene, other] + radius[:, slot])
+    moved = centre[scene, other] + reach[:, None] * np.stack([np.cos(direction), np.sin(direction)], axis=-1)
+    hides = (rng.random(len(centre)) < share) & (colour[scene, other] != colour[:, slot])
+    return np.where(hides[:, None], moved, centre[:, slot])
 
 
 def _object_colours(rng: Generator, colour: Ints) -> npt.NDArray[np.float64]:
@@ -191,7 +217,7 @@ def _backgrounds(rng: Generator, rgb: npt.NDArray[np.float64], valid: Bools) -> 
     return np.stack([first, np.where(good, second, first)], axis=1)
 
 
-def _styles(rng: Generator, rgb: npt.NDArray[np.float64]) -> dict[str, Floats]:
+def _styles(rng: Generator, rgb: npt.NDArray[np.float64], shape: Ints) -> dict[str, Floats]:
     """How each object is drawn, apart from its colour and shape."""
     size = rgb.shape[:2]
     tone = rng.choice(3, size, p=[0.6, 0.25, 0.15])[..., None]
@@ -199,9 +225,11 @@ def _styles(rng: Generator, rgb: npt.NDArray[np.float64]) -> dict[str, Floats]:
     direction = rng.uniform(0, 2 * np.pi, size)
     strength = rng.uniform(0, 0.3, size) * (rng.random(size) < 0.5)
     shine = rng.uniform(-0.15, 0.25, size) * (rng.random(size) < 0.3)
+    # A long square is no square any more, a long triangle is still a triangle.
+    widest = np.where(shape == SHAPES.index("triangle"), np.log(1.4), np.log(1.18))
     return {
         "angle": _f32(np.where(rng.random(size) < 0.3, 0.0, rng.uniform(0, 2 * np.pi, size))),
-        "stretch": _f32(np.where(rng.random(size) < 0.5, 1.0, rng.uniform(0.85, 1.15, size))),
+        "stretch": _f32(np.exp(rng.uniform(-widest, widest) * (rng.random(size) < 0.5))),
         "detail": _f32(rng.random(size)),
         "points": _f32(rng.choice([5, 6, 4], size, p=[0.8, 0.12, 0.08])),
         "outline_rgb": _f32(outline_rgb),
@@ -210,86 +238,35 @@ def _styles(rng: Generator, rgb: npt.NDArray[np.float64]) -> dict[str, Floats]:
     }
 
 
-def _photography(rng: Generator, count: int) -> dict[str, Floats]:
-    """Gradient, texture, blur and noise of whole scenes."""
+def _texture(rng: Generator, rgb: npt.NDArray[np.float64], background: npt.NDArray[np.float64]) -> dict[str, Floats]:
+    """Noise, stripes or checks; gray, or towards the colour of an object of the scene but not all the way to it."""
+    count = len(rgb)
+    kind = rng.choice(3, count, p=[0.5, 0.3, 0.2])
     direction = rng.uniform(0, 2 * np.pi, count)
-    strength = rng.uniform(0.5, 1.5, count) * (rng.random(count) < 0.5)
-    kind = rng.choice(3, count, p=[0.6, 0.25, 0.15])
-    amplitude = rng.uniform(0.02, 0.12, count) * (rng.random(count) < 0.6)
-    wave = rng.uniform(4, 40, count)[:, None] * np.stack([np.cos(direction * 3), np.sin(direction * 3)], axis=-1)
+    wave = rng.uniform(4, 40, count)[:, None] * np.stack([np.cos(direction), np.sin(direction)], axis=-1)
+    tinted = rng.random(count) < 0.4
+    amplitude = np.where(tinted, rng.uniform(0.1, 0.5, count), rng.uniform(0.02, 0.16, count))
+    amplitude *= rng.random(count) < 0.6
     phase = rng.uniform(0, 2 * np.pi, count)
     return {
-        "gradient": _f32(np.stack([strength * np.cos(direction), strength * np.sin(direction), strength], axis=-1)),
         "texture": _f32(np.stack([amplitude, wave[:, 0], wave[:, 1], kind, phase], axis=-1)),
-        "blur": _f32(rng.random(count) * (rng.random(count) < 0.4)),
-        "noise": _f32(rng.uniform(0, 0.04, count) * (rng.random(count) < 0.5)),
+        "texture_rgb": _f32(np.where(tinted[:, None], rgb[:, 0] - background[:, 0], 1.0)),
     }
 
 
-@dataclass(frozen=True, eq=False)
-class SceneObject:
-    """One drawn object.
-
-    Attributes:
-        colour: Of `COLOURS`.
-        shape: Of `SHAPES`.
-        mask: (H, W) ``bool``, its visible pixels.
-        visible: Share of the object's pixels inside the image that no other object hides, 0..1.
-    """
-
-    colour: str
-    shape: str
-    mask: Bools
-    visible: float
-
-    @property
-    def box_xyxy(self) -> tuple[int, int, int, int]:
-        """Box of the visible pixels in pixels, right and bottom exclusive; zeros when nothing is visible."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        if not len(rows):
-            return (0, 0, 0, 0)
-        return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-
-
-def draw_scene(
-    seed: int, width: int = 640, height: int = 480, *, pairs: list[tuple[int, int]] | None = None
-) -> tuple[npt.NDArray[np.uint8], list[SceneObject]]:
-    """Draw one scene on the CPU; the same arguments always give the same pixels.
-
-    Args:
-        seed: Decides the scene; training uses other seeds by construction (`training_rng`).
-        width: Pixels.
-        height: Pixels.
-        pairs: As in `plan_scenes`.
-
-    Returns:
-        RGB ``uint8`` (H, W, 3), and the objects from back to front.
-
-    Example:
-        >>> image, objects = draw_scene(7, 160, 120)
-        >>> image.shape, image.dtype, objects[0].mask.shape
-        ((120, 160, 3), dtype('uint8'), (120, 160))
-    """
-    from autodistill_sam3.training.drawing import draw
-
-    plan = plan_scenes(np.random.default_rng([seed, 1]), 1, aspect=width / height, pairs=pairs)
-    batch = draw(plan, height, width, seed=seed)
-    top = batch.top[0].numpy()
-    objects = [
-        SceneObject(
-            COLOURS[plan.colour[0, slot]], SHAPES[plan.shape[0, slot]], top == slot, float(batch.visible[0, slot])
-        )
-        for slot in np.flatnonzero(plan.valid[0])
-    ]
-    return batch.images[0].permute(1, 2, 0).numpy(), objects
+def _photography(rng: Generator, count: int) -> dict[str, Floats]:
+    """Gradient, edges, blur, noise and JPEG quality of whole scenes."""
+    direction = rng.uniform(0, 2 * np.pi, count)
+    strength = rng.uniform(0.5, 1.5, count) * (rng.random(count) < 0.5)
+    return {
+        "gradient": _f32(np.stack([strength * np.cos(direction), strength * np.sin(direction), strength], axis=-1)),
+        "edge": _f32(rng.choice([0.0, 1.0, 2.0], count, p=[0.2, 0.6, 0.2])),
+        "blur": _f32(rng.random(count) * (rng.random(count) < 0.4)),
+        "noise": _f32(rng.uniform(0, 0.05, count) * (rng.random(count) < 0.5)),
+        "jpeg": _f32(rng.uniform(35, 95, count) * (rng.random(count) < 0.5)),
+    }
 
 
 def training_rng(seed: int, step: int) -> Generator:
     """The generator of one training step, apart from those of `draw_scene` and of evaluation."""
     return np.random.default_rng([seed, step, 2])
-
-
-def colour_rgb(name: str) -> tuple[float, float, float]:
-    """The middle of a colour's range as RGB in 0..1, for legends."""
-    hue, saturation, value = (sum(pair) / 2 for pair in PALETTE[name])
-    return colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)

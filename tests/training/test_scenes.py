@@ -1,14 +1,17 @@
 """Drawing is seeded and exact; prompts say what they match; held-out pairs stay out."""
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from autodistill_sam3.training.batches import Plans
 from autodistill_sam3.training.configs import RECIPES
-from autodistill_sam3.training.drawing import draw
-from autodistill_sam3.training.evaluate import held_out_plans
+from autodistill_sam3.training.drawing import draw, draw_scene
+from autodistill_sam3.training.jpeg import jpeg_artefacts
 from autodistill_sam3.training.prompts import parse_text, plan_prompts
-from autodistill_sam3.training.scenes import draw_scene, plan_scenes
+from autodistill_sam3.training.scenes import plan_scenes
+from autodistill_sam3.training.validation import held_out_plans
 from autodistill_sam3.training.world import COLOURS, HELD_OUT_PAIRS, SHAPES, is_held_out
 
 
@@ -56,8 +59,6 @@ def test_held_out_pairs_are_never_drawn_or_asked_for_in_training():
     assert len(drawn) == len(COLOURS) * len(SHAPES) - len(HELD_OUT_PAIRS)
     assert not any(is_held_out(COLOURS[i], SHAPES[j]) for i, j in drawn)
     assert not any(is_held_out(concept.colour, concept.shape) for concept in asked)
-    unseen = held_out_plans(8, unseen_pairs=True)[0].scenes
-    assert all(is_held_out(COLOURS[i], SHAPES[j]) for i, j in zip(unseen.colour.flat, unseen.shape.flat, strict=True))
 
 
 def test_prompts_match_the_objects_that_their_words_say():
@@ -78,3 +79,50 @@ def test_prompts_match_the_objects_that_their_words_say():
 def test_training_and_held_out_scenes_differ():
     training, held_out = Plans(RECIPES["detector"], seed=0)[0].scenes, held_out_plans(16)[0].scenes
     assert not np.allclose(training.centre[:8], held_out.centre[:8])
+
+
+@pytest.mark.parametrize("quality", [25, 60, 92])
+def test_jpeg_artefacts_are_those_of_a_jpeg_file(quality):
+    image, _ = draw_scene(3, 200, 120)
+    _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    expected = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    ours = jpeg_artefacts(pixels, torch.tensor([float(quality)]))[0].permute(1, 2, 0).numpy() * 255
+    lost, apart = np.abs(image - expected).mean(), np.abs(ours - expected).mean()
+    # Rounding to whole pixels and chroma upsampling are the decoder's own business.
+    assert apart < 0.4 * lost
+
+
+def test_every_scene_is_within_the_world():
+    plan = plan_scenes(np.random.default_rng(2), 400)
+    count = plan.valid.sum(1)
+    assert (count.min(), count.max()) == (1, 8)
+    assert 0.5 <= plan.aspect.min() < 0.6
+    assert 1.8 < plan.aspect.max() <= 2.0
+    radius = plan.radius[plan.valid]
+    assert radius.min() == pytest.approx(0.06, abs=0.002)
+    assert (plan.jpeg > 0).mean() == pytest.approx(0.5, abs=0.1)
+    for name, values in plan.arrays().items():
+        assert np.isfinite(values).all(), name
+
+
+def test_edges_are_jagged_or_soft():
+    plan = plan_scenes(np.random.default_rng(0), 1, aspect=1.0, pairs=[(7, 0)], max_objects=1)
+    plan.texture[:], plan.gradient[:], plan.blur[:], plan.noise[:], plan.jpeg[:] = 0, 0, 0, 0, 0
+    plan.shading[:], plan.outline[:], plan.rgb[:], plan.background[:] = 0, 0, 0, 1
+    colours = []
+    for width in (0.0, 2.0):
+        plan.edge[:] = width
+        colours.append(len(draw(plan, 100, 100).images.unique()))
+    assert colours[0] == 2
+    assert colours[1] > 10
+
+
+def test_objects_hide_each_other_as_often_as_asked():
+    rng = np.random.default_rng(0)
+    shares = []
+    for hiding in (0.0, 0.5):
+        plan = plan_scenes(rng, 60, hiding=hiding)
+        visible = draw(plan, 80, 80).visible.numpy()[plan.valid]
+        shares.append((visible < 0.99).mean())
+    assert shares[0] < 0.12 < 0.18 < shares[1]

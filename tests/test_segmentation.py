@@ -176,8 +176,7 @@ def test_box_scores_carry_the_likelihood(shapes_segmenter, images):
     features = shapes_segmenter.encode(images[:1])
     box = next(item for items in held_out_scenes()[0].objects for item in items).box_xyxy
     sure, unsure = (
-        shapes_segmenter.segment_boxes(features, [boxes_of(box, scores=[score])])[0].scores[0]
-        for score in (1.0, 0.25)
+        shapes_segmenter.segment_boxes(features, [boxes_of(box, scores=[score])])[0].scores[0] for score in (1.0, 0.25)
     )
     assert 0 < sure <= 1
     assert unsure == pytest.approx(sure / 4)

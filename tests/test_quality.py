@@ -9,12 +9,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import supervision as sv
+import torch
 from autodistill.detection import CaptionOntology
 from scenes import held_out_scenes
 
 from autodistill_sam3 import GroundedSAM3
 from autodistill_sam3.evaluation import evaluate_detections
 from autodistill_sam3.instances import Boxes
+from autodistill_sam3.training.batches import normalise, object_masks, realise
+from autodistill_sam3.training.box_decoder import points_inside, run_box_decoder
+from autodistill_sam3.training.configs import IMAGE_SIZE
+from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
+from autodistill_sam3.training.scenes import MIN_VISIBLE
+from autodistill_sam3.training.validation import held_out_plans
 
 
 def truth_of(scene):
@@ -85,6 +92,33 @@ def box_iou(shapes_segmenter, change=lambda xyxy: xyxy):
 
 def test_box_prompts(shapes_segmenter):
     assert box_iou(shapes_segmenter) >= 0.86
+
+
+def test_unknown_words_find_nothing(shapes_segmenter, shapes_grounder):
+    words = ["zebra", "a red car", "qwopx"]
+    found = asked = 0
+    for scene in held_out_scenes()[:20]:
+        [text] = shapes_segmenter.segment_text(shapes_segmenter.encode([scene.image]), words, [0.5] * len(words))
+        [boxes] = shapes_grounder.ground([scene.image], words)
+        found += len(set(text.instances.prompt_index)) + len(set(boxes.prompt_index))
+        asked += 2 * len(words)
+    assert found / asked <= 0.05
+
+
+def test_one_point_is_enough_for_most_objects(shapes_segmenter):
+    model = shapes_segmenter._model
+    generator = torch.Generator().manual_seed(0)
+    overlaps = []
+    for plan in held_out_plans(32):
+        batch = realise(plan, IMAGE_SIZE, torch.device("cpu"))
+        points = points_inside(batch.scenes, generator)
+        with torch.inference_mode():
+            logits, _ = run_box_decoder(model, normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD), None, points)
+        rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
+        truth = object_masks(batch.scenes, rows, slots, logits.shape[-1]) > 0
+        masks = logits[rows, slots, 0] > 0
+        overlaps.append((masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2)))
+    assert torch.cat(overlaps).mean() >= 0.85
 
 
 def test_florence_recall(shapes_grounder):

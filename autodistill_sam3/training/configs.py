@@ -1,4 +1,4 @@
-"""The shrunken configurations and the recipes. Every number that training depends on stands here."""
+"""The shrunken configurations, the recipes of the stages, and the weights of the detector's losses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Recipe:
     Attributes:
         steps: Optimiser steps.
         scenes: Scenes a step.
-        prompts: Prompts, or boxes, per scene.
+        prompts: Prompts per scene.
         learning_rate: At its highest, after `warm_up` steps; falls along a cosine to 1 % of it.
         warm_up: Steps.
         weight_decay: AdamW's, for matrices only.

@@ -130,10 +130,12 @@ def measure(
 
     Raises:
         CheckpointNotFoundError, CheckpointError, DeviceError
-        SettingError: `scenes` is not positive.
+        SettingError: `scenes` is not positive, or `hiding` not a share.
     """
     if scenes < 1:
         raise SettingError(f"Expected scenes to be at least 1, received {scenes}")
+    if not 0 <= hiding <= 1:
+        raise SettingError(f"Expected hiding between 0 and 1, received {hiding}")
     unseen = max(scenes // UNSEEN_SHARE, 1)
     load = partial(GroundedSAM3, _TIMED_PROMPTS, checkpoint=folder, device=device)
     # Matches at a threshold are a prefix of those at a lower one, so one pass serves the whole curve.

@@ -297,3 +297,9 @@ def test_what_only_boxes_or_only_text_found_is_told_apart(measurement):
 def test_no_scenes_are_refused():
     with pytest.raises(SettingError, match="at least 1, received 0"):
         measure("shapes", scenes=0)
+
+
+@pytest.mark.parametrize("hiding", [-0.1, 1.5, float("nan")])
+def test_what_is_no_share_is_refused(hiding):
+    with pytest.raises(SettingError, match="hiding between 0 and 1"):
+        measure("shapes", scenes=1, hiding=hiding)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autodistill_sam3.base_models import Florence2, GroundedSAM3, SegmentAnything3
     from autodistill_sam3.errors import (
+        AccessError,
         AutodistillSAM3Error,
         CheckpointError,
         CheckpointNotFoundError,
         DeviceError,
+        DownloadError,
         ImageError,
         InputFolderError,
         LabelingError,
+        MissingPackageError,
         OntologyError,
         OutputFolderError,
         SettingError,
@@ -25,15 +28,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessError",
     "AutodistillSAM3Error",
     "CheckpointError",
     "CheckpointNotFoundError",
     "DeviceError",
+    "DownloadError",
     "Florence2",
     "GroundedSAM3",
     "ImageError",
     "InputFolderError",
     "LabelingError",
+    "MissingPackageError",
     "OntologyError",
     "OutputFolderError",
     "SegmentAnything3",

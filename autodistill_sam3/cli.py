@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_label(commands)
     _add_predict(commands)
     _add_demo(commands)
+    _add_download(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -95,13 +97,48 @@ def _add_demo(commands: Any) -> None:
     parser.set_defaults(run=_demo, after_stop="")
 
 
+def _add_download(commands: Any) -> None:
+    from autodistill_sam3.download import FORMATS, NAMES
+
+    parser = commands.add_parser("download", help="fetch checkpoints, or Meta's code, into models/")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument(
+        "--format", dest="file_format", choices=FORMATS, help="of sam3: transformers, or Meta's sam3.pt"
+    )
+    parser.add_argument("--output", metavar="DIR", default="models", help="the models root (default: models)")
+    parser.add_argument("--revision", metavar="R", help="a branch, tag or commit (default: main; of the code, pinned)")
+    parser.add_argument(
+        "--token-to-endpoint", action="store_true", help="send the token also to another host named by HF_ENDPOINT"
+    )
+    _add_verbosity(parser)
+    parser.set_defaults(run=_download, after_stop=" The same command goes on where this one was.")
+
+
+def _add_convert(commands: Any) -> None:
+    from autodistill_sam3.convert import FORMATS
+
+    parser = commands.add_parser("convert", help="write a SAM 3 checkpoint in another layout")
+    parser.add_argument(
+        "--input", required=True, metavar="F", help="a checkpoint; for tensorrt a folder of ONNX graphs"
+    )
+    parser.add_argument("--format", dest="file_format", required=True, choices=FORMATS)
+    parser.add_argument("--output", metavar="DIR", help="a new folder; tensorrt needs none")
+    parser.add_argument("--bpe-path", metavar="FILE", help="the vocabulary, if it is not with the checkpoint")
+    _add_verbosity(parser)
+    parser.set_defaults(run=_convert, after_stop=" Nothing was written.")
+
+
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--class", dest="classes", action="append", required=True, metavar="PROMPT[=CLASS]",
         help='what to look for and the class it becomes, such as "milk bottle=bottle"; repeat for more',
     )  # fmt: skip
-    model.add_argument("--checkpoint", help='"shapes", a SAM 3 folder, or a models root (default: models/ and caches)')
+    model.add_argument(
+        "--checkpoint", help='"shapes", a SAM 3 folder or file, or a models root (default: models/ and caches)'
+    )
+    model.add_argument("--bpe-path", metavar="FILE", help="the vocabulary, if it is not with the checkpoint")
+    model.add_argument("--backend", choices=["transformers", "sam3"], help="sam3: Meta's own code and files")
     model.add_argument("--florence2-checkpoint", metavar="DIR", help="a Florence-2 folder, if it lies elsewhere")
     model.add_argument("--prompting", choices=["text", "boxes", "both"])
     model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
@@ -122,8 +159,8 @@ def _add_verbosity(parser: argparse.ArgumentParser) -> None:
 
 
 _MODEL_KEYWORDS = (
-    "checkpoint", "florence2_checkpoint", "prompting", "confidence", "box_confidence", "presence_gate", "device",
-    "precision",
+    "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "confidence", "box_confidence",
+    "presence_gate", "device", "precision",
 )  # fmt: skip
 _LABEL_KEYWORDS = (
     "extension", "output_folder", "human_in_the_loop", "roboflow_project", "roboflow_tags", "sahi",
@@ -174,6 +211,27 @@ def _demo(options: argparse.Namespace) -> None:
     for sheet in result.sheets:
         print(f"review sheet  {sheet}")
     print(f"ground truth  {result.truth}")
+
+
+def _download(options: argparse.Namespace) -> None:
+    from autodistill_sam3.download import download
+
+    place = download(
+        options.name,
+        output=options.output,
+        revision=options.revision,
+        file_format=options.file_format,
+        token_to_endpoint=options.token_to_endpoint,
+        progress=not options.quiet,
+    )
+    _say(options, str(place))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from autodistill_sam3.convert import convert
+
+    for line in convert(options.input, options.file_format, options.output, bpe_path=options.bpe_path):
+        _say(options, line)
 
 
 def _build_model(options: argparse.Namespace) -> GroundedSAM3:

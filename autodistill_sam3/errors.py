@@ -5,8 +5,11 @@
     ├── OntologyError           no prompts, or prompts no model can take          (also ValueError)
     ├── SettingError            a keyword or flag out of its range                (also ValueError)
     ├── DeviceError             a device that this machine does not have          (also RuntimeError)
+    ├── MissingPackageError     an optional package that is not installed         (also ImportError)
     ├── CheckpointError         a checkpoint that cannot be used as it is         (also ValueError)
     │   └── CheckpointNotFoundError   none in any of the places looked at         (also FileNotFoundError)
+    ├── DownloadError           a download that cannot start or finish            (also RuntimeError)
+    │   └── AccessError         the hub refuses the files                         (also PermissionError)
     └── LabelingError           a labelling run that cannot start or go on        (also RuntimeError)
         ├── InputFolderError    nothing there to label                            (also FileNotFoundError)
         └── OutputFolderError   a folder that a run must not write into           (also FileExistsError)
@@ -35,12 +38,24 @@ class DeviceError(AutodistillSAM3Error, RuntimeError):
     """The device asked for is not on this machine."""
 
 
+class MissingPackageError(AutodistillSAM3Error, ImportError):
+    """A package that only this feature needs is not installed, or cannot be imported."""
+
+
 class CheckpointError(AutodistillSAM3Error, ValueError):
     """A checkpoint was found and cannot be used."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No checkpoint in any of the places looked at."""
+
+
+class DownloadError(AutodistillSAM3Error, RuntimeError):
+    """A download cannot start or finish. Nothing half-received has a final name."""
+
+
+class AccessError(DownloadError, PermissionError):
+    """The hub refuses the files: access was not granted, or the token is missing or not accepted."""
 
 
 class LabelingError(AutodistillSAM3Error, RuntimeError):

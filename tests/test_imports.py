@@ -13,15 +13,15 @@ PACKAGE = Path(autodistill_sam3.__file__).parent
 
 # DESIGN's order: a module may import itself and what stands before it.
 ORDER = [
-    "errors", "bundled", "images", "ontology", "instances", "weights", "devices", "grounding", "segmentation", "fusion",
-    "evaluation", "labeling", "base_models", "demo", "cli",
+    "errors", "bundled", "images", "ontology", "instances", "weights", "download", "devices", "grounding",
+    "segmentation", "convert", "fusion", "evaluation", "labeling", "base_models", "demo", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
 # But for the modules that measure finished checkpoints through the whole pipeline.
 MEASURING = {"asking", "table", "pictures"}
 BASE_MODELS_ONLY = {"autodistill", "roboflow"}
-NO_TORCH = {"errors", "bundled", "images", "ontology", "instances", "fusion", "evaluation", "labeling"}
+NO_TORCH = {"errors", "bundled", "images", "ontology", "instances", "download", "fusion", "evaluation", "labeling"}
 AUTODISTILL_ALLOWED = {"base_models"}
 
 
@@ -128,13 +128,16 @@ def test_importing_the_models_touches_no_network_and_no_flag(tmp_path):
 
 def test_public_surface():
     errors = {
+        "AccessError",
         "AutodistillSAM3Error",
         "CheckpointError",
         "CheckpointNotFoundError",
         "DeviceError",
+        "DownloadError",
         "ImageError",
         "InputFolderError",
         "LabelingError",
+        "MissingPackageError",
         "OntologyError",
         "OutputFolderError",
         "SettingError",

@@ -66,7 +66,14 @@ def test_nothing_found_names_every_place(empty_machine, monkeypatch, kind):
     with pytest.raises(CheckpointNotFoundError) as caught:
         find_checkpoint(kind)
     message = str(caught.value)
-    for place in ("variable", "checkout", str(empty_machine / "models"), ".cache/autodistill", "hub", "hf download"):
+    for place in (
+        "variable",
+        "checkout",
+        str(empty_machine / "models"),
+        ".cache/autodistill",
+        "hub",
+        "autodistill-sam3 download",
+    ):
         assert place in message
     assert isinstance(caught.value, FileNotFoundError)
 
@@ -82,10 +89,47 @@ def test_unknown_argument_names_the_places(empty_machine):
         find_checkpoint(SAM3, "sam9")
 
 
-def test_file_instead_of_folder(tmp_path):
-    (tmp_path / "sam3.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="cannot read"):
-        find_checkpoint(SAM3, tmp_path / "sam3.pt")
+def test_file_of_another_kind(tmp_path):
+    (tmp_path / "sam3.onnx").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"sam3\.pt, sam3\.1_multiplex\.pt, or a folder"):
+        find_checkpoint(SAM3, tmp_path / "sam3.onnx")
+    with pytest.raises(CheckpointError, match="Expected a folder"):
+        find_checkpoint(FLORENCE2, tmp_path / "sam3.onnx")
+
+
+def test_transformers_folder_is_not_for_the_official_code(empty_machine):
+    fake_checkpoint(empty_machine / "models" / "sam3", SAM3)
+    assert find_checkpoint(SAM3) == empty_machine / "models" / "sam3"
+    with pytest.raises(CheckpointNotFoundError, match="transformers' layout, which the official code cannot read"):
+        find_checkpoint(SAM3, official=True)
+
+
+def test_official_file_in_the_hub_cache(empty_machine):
+    commit = "0" * 40
+    repository = empty_machine / "hub" / "models--facebook--sam3"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    # What Meta's builder downloads.
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "sam3.pt").write_bytes(b"")
+    assert find_checkpoint(SAM3) == snapshot / "sam3.pt"
+    (snapshot / "config.json").unlink()
+    assert find_checkpoint(SAM3) == snapshot / "sam3.pt"
+
+
+def test_clone_of_the_official_code(empty_machine):
+    from autodistill_sam3.weights import find_official_code
+
+    checkpoint = empty_machine / "own" / "sam3.pt"
+    assert find_official_code(checkpoint) is None
+    places = [empty_machine / "models" / "sam3" / "sam3" / "sam3", empty_machine / "own" / "sam3"]
+    for package in places:
+        package.mkdir(parents=True)
+        (package / "model_builder.py").touch()
+    assert find_official_code(checkpoint) == empty_machine / "own" / "sam3"
+    assert find_official_code(empty_machine / "other") == empty_machine / "models" / "sam3" / "sam3"
 
 
 def test_other_models(tmp_path):
@@ -179,13 +223,6 @@ def test_code_in_a_checkpoint_is_never_executed(copied_shapes, tmp_path):
 
 def test_weights_file_names_its_folder(copied_shapes):
     assert find_checkpoint(SAM3, copied_shapes / "model.safetensors") == copied_shapes
-
-
-def test_official_file_is_named_when_nothing_else_is_there(tmp_path):
-    (tmp_path / "sam3").mkdir()
-    (tmp_path / "sam3" / "sam3.pt").write_bytes(b"")
-    with pytest.raises(CheckpointNotFoundError, match=r"sam3\.pt, which this version cannot read"):
-        find_checkpoint(SAM3, tmp_path)
 
 
 def test_loading_is_silent_and_leaves_transformers_logging_alone(capfd):

@@ -16,7 +16,7 @@ from autodistill_sam3.fusion import Thresholds, fuse, text_floor
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
-from autodistill_sam3.segmentation import TextResult
+from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, TextResult, check_backend, load_segmenter
 from autodistill_sam3.weights import FLORENCE2, SAM3, SHAPES, find_checkpoint
 
 Prompting = Literal["text", "boxes", "both"]
@@ -29,9 +29,12 @@ class GroundedSAM3(LabelingModel):
     Args:
         ontology: Prompts and classes.
         model: The grounding model; "Florence 2" is the only one.
-        checkpoint: `"shapes"` for the small bundled models, a SAM 3 folder, or a models root that holds `sam3/` and
-            `florence2/`; by default the places of `autodistill_sam3.weights.find_checkpoint`.
+        checkpoint: `"shapes"` for the small bundled models, a SAM 3 folder or file such as `sam3.pt`, or a models root
+            that holds `sam3/` and `florence2/`; by default the places of `autodistill_sam3.weights.find_checkpoint`.
+        bpe_path: `bpe_simple_vocab_16e6.txt.gz` or `tokenizer.json`, if it is not with the checkpoint. With both given,
+            nothing else is looked for.
         florence2_checkpoint: A Florence-2 folder, if it lies elsewhere.
+        backend: "transformers": this package's engine. "sam3": Meta's own code and files.
         prompting: "text": SAM 3 finds every instance of each prompt. "boxes": Florence-2 proposes boxes and SAM 3
             turns each into a mask. "both": both, fused.
         confidence: For what text, or text and box together, found: detections below it are dropped.
@@ -58,7 +61,9 @@ class GroundedSAM3(LabelingModel):
         model: str = GROUNDING_MODEL,
         *,
         checkpoint: str | Path | None = None,
+        bpe_path: str | Path | None = None,
         florence2_checkpoint: str | Path | None = None,
+        backend: Backend = DEFAULT_BACKEND,
         prompting: Prompting = "both",
         confidence: float = Thresholds.confidence,
         box_confidence: float = Thresholds.box_confidence,
@@ -69,9 +74,12 @@ class GroundedSAM3(LabelingModel):
     ) -> None:
         super().__init__(ontology, Thresholds(confidence, box_confidence, dict(thresholds or {})), precision)
         _check_choices(model, prompting, presence_gate)
+        check_backend(backend)
+        self.backend = backend
+        self.bpe_path = bpe_path
         self.prompting = prompting
         self.presence_gate = presence_gate
-        self.checkpoint = find_checkpoint(SAM3, checkpoint)
+        self.checkpoint = find_checkpoint(SAM3, checkpoint, official=backend == "sam3")
         self.florence2_checkpoint: Path | None = None
         if prompting != "text":
             argument = _florence2_argument(checkpoint, florence2_checkpoint)
@@ -80,9 +88,15 @@ class GroundedSAM3(LabelingModel):
 
     def _load(self, device: str | None, precision: Precision) -> None:
         from autodistill_sam3.grounding.florence2 import Florence2Grounder
-        from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 
-        self.segmenter = TransformersSegmenter.load(self.checkpoint, device=device, precision=precision)
+        self.segmenter = load_segmenter(
+            self.checkpoint,
+            backend=self.backend,
+            bpe_path=self.bpe_path,
+            boxes=self.prompting != "text",
+            device=device,
+            precision=precision,
+        )
         self.grounder = None
         if self.florence2_checkpoint is not None:
             self.grounder = Florence2Grounder.load(self.florence2_checkpoint, device=device, precision=precision)
@@ -126,6 +140,7 @@ class GroundedSAM3(LabelingModel):
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {
             "prompting": self.prompting,
+            "backend": self.backend,
             "checkpoint": str(self.checkpoint.resolve()),
             "florence2_checkpoint": self.florence2_checkpoint and str(self.florence2_checkpoint.resolve()),
             "presence_gate": self.presence_gate,

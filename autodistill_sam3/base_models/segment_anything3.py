@@ -14,6 +14,7 @@ from autodistill_sam3.devices import Precision
 from autodistill_sam3.fusion import Thresholds, fuse, text_floor
 from autodistill_sam3.images import ImageInput, RGBImage, load_image
 from autodistill_sam3.ontology import Ontology
+from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, load_segmenter
 from autodistill_sam3.weights import SAM3, find_checkpoint
 
 
@@ -24,8 +25,10 @@ class SegmentAnything3(LabelingModel):
 
     Args:
         ontology: Prompts and classes.
-        checkpoint: `"shapes"` for the small bundled model, a checkpoint folder, or a models root; by default the
-            places of `autodistill_sam3.weights.find_checkpoint`.
+        checkpoint: `"shapes"` for the small bundled model, a checkpoint folder or file, or a models root; by default
+            the places of `autodistill_sam3.weights.find_checkpoint`.
+        bpe_path: `bpe_simple_vocab_16e6.txt.gz` or `tokenizer.json`, if it is not with the checkpoint.
+        backend: "transformers": this package's engine. "sam3": Meta's own code and files.
         confidence: Detections below it are dropped.
         thresholds: By class name, a value that replaces `confidence` for that class.
         device: Such as "cuda:1"; by default the best one there is.
@@ -46,16 +49,20 @@ class SegmentAnything3(LabelingModel):
         ontology: Ontology,
         *,
         checkpoint: str | Path | None = None,
+        bpe_path: str | Path | None = None,
+        backend: Backend = DEFAULT_BACKEND,
         confidence: float = Thresholds.confidence,
         thresholds: Mapping[str, float] | None = None,
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
         super().__init__(ontology, Thresholds(confidence=confidence, per_class=dict(thresholds or {})), precision)
-        self.checkpoint = find_checkpoint(SAM3, checkpoint)
-        from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
-
-        self.segmenter = TransformersSegmenter.load(self.checkpoint, device=device, precision=precision)
+        check_backend(backend)
+        self.backend = backend
+        self.checkpoint = find_checkpoint(SAM3, checkpoint, official=backend == "sam3")
+        self.segmenter = load_segmenter(
+            self.checkpoint, backend=backend, bpe_path=bpe_path, boxes=False, device=device, precision=precision
+        )
 
     def predict(self, input: ImageInput, confidence: float | None = None) -> sv.Detections:
         """:meth:`LabelingModel.predict`; `confidence`, if given, replaces the constructor's for this call."""
@@ -72,4 +79,4 @@ class SegmentAnything3(LabelingModel):
         return [fuse(result.instances, None, self.table, thresholds) for result in results]
 
     def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"checkpoint": str(self.checkpoint.resolve())}
+        return super()._settings() | {"backend": self.backend, "checkpoint": str(self.checkpoint.resolve())}

@@ -8,12 +8,12 @@ Not to be confused with the detector's exemplar boxes, which ask for everything 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from autodistill_sam3.devices import full_precision
-from autodistill_sam3.segmentation.detector import VisionFeatures
+from autodistill_sam3.segmentation.detector import LEVELS, VisionFeatures
 
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel
@@ -36,17 +36,16 @@ class TrackerFeatures:
 
 def tracker_features(model: Sam3VideoModel, vision: VisionFeatures) -> TrackerFeatures:
     """The tracker's neck over ViT features that are already there."""
-    # Of what is passed only `last_hidden_state` is read, which VisionFeatures has under the same name.
-    levels, _ = model.get_vision_features_for_tracker(cast(Any, vision))
-    levels[-1] = levels[-1] + model.tracker_model.no_memory_embedding
-    grid = model.tracker_model.prompt_encoder.image_embedding_size[0]
-    fine, middle, coarse = (
-        level.permute(1, 2, 0).unflatten(2, (factor * grid, factor * grid))
-        for level, factor in zip(levels, (4, 2, 1), strict=True)
-    )
+    tracker: Any = model.tracker_model
+    grid = tracker.prompt_encoder.image_embedding_size[0]
+    batch, _, width = vision.last_hidden_state.shape
+    hidden_states = vision.last_hidden_state.transpose(1, 2).reshape(batch, width, grid, grid)
+    fine, middle, coarse = model.tracker_neck(hidden_states)[0][:LEVELS]
+    fine, middle = tracker.mask_decoder.conv_s0(fine), tracker.mask_decoder.conv_s1(middle)
+    coarse = coarse + tracker.no_memory_embedding.reshape(1, -1, 1, 1)
     # The 8 bits of bf16 would move a coordinate of 1008 pixels by up to two.
     with full_precision(coarse.device):
-        positions = model.tracker_model.get_image_wide_positional_embeddings()
+        positions = tracker.get_image_wide_positional_embeddings()
     return TrackerFeatures(coarse, positions, (fine, middle))
 
 

@@ -19,6 +19,9 @@ from autodistill_sam3.devices import full_precision
 if TYPE_CHECKING:
     from transformers import Sam3Model
 
+# The necks of SAM 3 make a fourth level that nothing reads; those of SAM 3.1 do not.
+LEVELS = 3
+
 
 @dataclass(frozen=True, eq=False)
 class VisionFeatures:
@@ -80,9 +83,10 @@ class QueryOutput:
 def encode_images(detector: Sam3Model, pixel_values: torch.Tensor) -> VisionFeatures:
     """One pass of ViT and detector neck over (B, 3, S, S) normalised pixels."""
     output = detector.get_vision_features(pixel_values=pixel_values)
-    # The fourth level is never used by the detector.
     return VisionFeatures(
-        output.last_hidden_state, tuple(output.fpn_hidden_states[:-1]), tuple(output.fpn_position_encoding[:-1])
+        output.last_hidden_state,
+        tuple(output.fpn_hidden_states[:LEVELS]),
+        tuple(output.fpn_position_encoding[:LEVELS]),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select_device
 from autodistill_sam3.images import RGBImage
-from autodistill_sam3.instances import Boxes, Instances, Source, compact_masks
+from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.segmentation.box_decoder import TrackerFeatures, decode_boxes, tracker_features
 from autodistill_sam3.segmentation.detector import (
     Prompts,
@@ -26,9 +26,9 @@ from autodistill_sam3.segmentation.detector import (
     geometry_tokens,
     mask_logits,
 )
-from autodistill_sam3.segmentation.masks import upsample_logits
+from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
 from autodistill_sam3.segmentation.segmenter import TextResult
-from autodistill_sam3.weights import load_model, load_tokenizer
+from autodistill_sam3.weights import clean_prompt, load_sam3, load_sam3_tokenizer, require_boxes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Sam3VideoModel
@@ -88,16 +88,32 @@ class TransformersSegmenter:
             logger.warning("Full-size SAM 3 on a CPU: expect tens of seconds per image; a GPU takes well under one.")
 
     @classmethod
-    def load(cls, folder: Path, *, device: str | None = None, precision: Precision = "auto") -> TransformersSegmenter:
-        """Load a checkpoint folder in transformers layout (config, weights, tokenizer).
+    def load(
+        cls,
+        checkpoint: Path,
+        *,
+        bpe_path: str | Path | None = None,
+        boxes: bool = True,
+        device: str | None = None,
+        precision: Precision = "auto",
+    ) -> TransformersSegmenter:
+        """Load a checkpoint: a folder in transformers layout, or one of Meta's files.
+
+        Args:
+            checkpoint: What `find_checkpoint` found.
+            bpe_path: The vocabulary, if it lies elsewhere; see `find_vocabulary`.
+            boxes: Whether boxes will be segmented, for which some checkpoints lack the weights.
+            device: Such as "cuda:1"; by default the best one there is.
+            precision: "auto", "bf16", "fp16" or "fp32".
 
         Raises:
-            CheckpointError: A file is damaged, or a tensor is missing, unexpected or of another shape.
+            CheckpointError: A file is damaged, a tensor is missing, unexpected or of another shape, or boxes are asked
+                of a checkpoint without the tracker half.
+            CheckpointNotFoundError: There is no vocabulary.
             DeviceError: The device is not on this machine.
         """
-        from transformers import Sam3VideoModel
-
-        return cls(load_model(Sam3VideoModel, folder), load_tokenizer(folder), device=device, precision=precision)
+        model = load_sam3(checkpoint, boxes=boxes)
+        return cls(model, load_sam3_tokenizer(checkpoint, model, bpe_path), device=device, precision=precision)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[RGBImage]) -> ImageFeatures:
@@ -124,27 +140,28 @@ class TransformersSegmenter:
             with autocast(self.device, self._dtype):
                 logits = mask_logits(self._model.detector_model, features.vision, image_index, queries, keep)
             owner = keep.nonzero()[:, 0]
-            for image, part in _group_by_image(
-                features, "text", (image_index[owner], prompt_index[owner]), queries.scores[keep], logits
+            for image, part in group_by_image(
+                features.image_hw, "text", (image_index[owner], prompt_index[owner]), queries.scores[keep], logits
             ):
                 found[image].append(part)
         return [
-            TextResult(_concatenate(parts, image_hw, "text"), presence[image])
+            TextResult(concatenate(parts, image_hw, "text"), presence[image])
             for image, (parts, image_hw) in enumerate(zip(found, features.image_hw, strict=True))
         ]
 
     @torch.inference_mode()
     def segment_boxes(self, features: ImageFeatures, boxes: Sequence[Boxes]) -> list[Instances]:
         """The mask of the object in each box; see `Segmenter.segment_boxes`."""
+        require_boxes(self._model.tracker_model.no_memory_embedding is not None)
         found: list[list[Instances]] = [[] for _ in features.image_hw]
         for chunk, logits, iou in self._decode_boxes(features, boxes):
             for image, part in enumerate(chunk):
                 count = len(part)
                 scores = torch.from_numpy(part.scores).to(iou) * iou[image, :count]
                 indices = torch.full((count,), image), torch.from_numpy(part.prompt_index)
-                grouped = _group_by_image(features, "boxes", indices, scores, logits[image, :count])
+                grouped = group_by_image(features.image_hw, "boxes", indices, scores, logits[image, :count])
                 found[image].extend(instances for _, instances in grouped)
-        return [_concatenate(parts, hw, "boxes") for parts, hw in zip(found, features.image_hw, strict=True)]
+        return [concatenate(parts, hw, "boxes") for parts, hw in zip(found, features.image_hw, strict=True)]
 
     def _detect_pairs(
         self, features: ImageFeatures, prompts: Sequence[str]
@@ -186,10 +203,11 @@ class TransformersSegmenter:
         """Embeddings of the prompts; each is computed once in this object's life."""
         unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         if unknown:
+            cleaned = [clean_prompt(prompt) for prompt in unknown]
             tokens = self._tokenizer(
-                unknown, padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True, return_tensors="pt"
+                cleaned, padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True, return_tensors="pt"
             ).to(self.device)
-            self._warn_of_truncation(unknown)
+            self._warn_of_truncation(cleaned)
             with autocast(self.device, self._dtype):
                 texts = encode_texts(self._model.detector_model, tokens["input_ids"], tokens["attention_mask"])
             for index, prompt in enumerate(unknown):
@@ -206,33 +224,3 @@ class TransformersSegmenter:
                     len(ids),
                     shorten(prompt, 80),
                 )
-
-
-def _group_by_image(
-    features: ImageFeatures,
-    source: Source,
-    index: tuple[torch.Tensor, torch.Tensor],
-    scores: torch.Tensor,
-    logits: torch.Tensor,
-) -> Iterator[tuple[int, Instances]]:
-    """K masks of any images -> one `Instances` per image that has a mask with at least one pixel."""
-    images, prompts = (values.cpu().numpy() for values in index)
-    values, low_resolution = scores.float().cpu().numpy(), logits.float().cpu().numpy()
-    for image in np.unique(images):
-        image_hw = features.image_hw[image]
-        members = np.flatnonzero(images == image)
-        crops = {int(index): upsample_logits(low_resolution[index], image_hw) for index in members}
-        kept = [index for index, crop in crops.items() if crop is not None]
-        masks = compact_masks([crop for crop in crops.values() if crop is not None], image_hw)
-        yield int(image), Instances(masks, values[kept], prompts[kept].astype(np.int64), source)
-
-
-def _concatenate(parts: list[Instances], image_hw: tuple[int, int], source: Source) -> Instances:
-    if not parts:
-        return Instances.empty(image_hw, source)
-    return Instances(
-        masks=parts[0].masks.merge([part.masks for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        prompt_index=np.concatenate([part.prompt_index for part in parts]),
-        source=source,
-    )

@@ -1,15 +1,33 @@
 """A name, folder or file -> a verified local checkpoint, and the model loaded from it."""
 
 from autodistill_sam3.weights.loading import load_image_processor, load_model, load_tokenizer
-from autodistill_sam3.weights.places import FLORENCE2, SAM3, SHAPES, CheckpointKind, find_checkpoint
+from autodistill_sam3.weights.places import (
+    FLORENCE2,
+    SAM3,
+    SHAPES,
+    CheckpointKind,
+    default_places,
+    find_checkpoint,
+    find_official_code,
+)
+from autodistill_sam3.weights.sam3 import load_sam3, load_sam3_tokenizer, require_boxes
+from autodistill_sam3.weights.vocabulary import clean_prompt, find_bpe, find_vocabulary
 
 __all__ = [
     "FLORENCE2",
     "SAM3",
     "SHAPES",
     "CheckpointKind",
+    "clean_prompt",
+    "default_places",
+    "find_bpe",
     "find_checkpoint",
+    "find_official_code",
+    "find_vocabulary",
     "load_image_processor",
     "load_model",
+    "load_sam3",
+    "load_sam3_tokenizer",
     "load_tokenizer",
+    "require_boxes",
 ]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autodistill_sam3.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def load_model(model_class: type[Model], folder: Path) -> Model:
+def load_model(model_class: type[Model], folder: Path, config: PreTrainedConfig | None = None) -> Model:
     """Load a transformers model in ``float32``, on the CPU, for inference.
 
     transformers itself only warns of tensors that are missing and leaves them random
@@ -24,29 +25,63 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
     Args:
         model_class: A transformers model class with `from_pretrained`.
         folder: A folder in transformers layout.
+        config: Replaces the folder's own.
 
     Raises:
         CheckpointError: A file is damaged, or tensors are missing, unexpected or of another shape.
     """
+    keywords = {"local_files_only": True, "use_safetensors": True} | ({"config": config} if config else {})
+    model, report = _load(model_class, folder, folder, **keywords)
+    _check_tensors(report, folder)
+    return model
+
+
+def load_tensors(
+    model_class: type[Model],
+    config: PreTrainedConfig,
+    tensors: Mapping[str, torch.Tensor],
+    origin: Path,
+    may_lack: Callable[[str], bool],
+) -> Model:
+    """:func:`load_model` from tensors in memory.
+
+    Args:
+        model_class: A transformers model class with `from_pretrained`.
+        config: Of the model.
+        tensors: By their names in the model.
+        origin: Where they come from, for messages.
+        may_lack: Whether the model can do without the tensor of this name. What it lacks is None in the model, not
+            random.
+
+    Raises:
+        CheckpointError: Other tensors are missing, or some are unexpected or of another shape.
+    """
+    model, report = _load(model_class, None, origin, config=config, state_dict=dict(tensors))
+    lacking = {name for name in report["missing_keys"] if may_lack(name)}
+    _check_tensors({**report, "missing_keys": set(report["missing_keys"]) - lacking}, origin)
+    for name in lacking:
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, None)
+    return model
+
+
+def _load(model_class: type[Model], folder: Path | None, origin: Path, **keywords: Any) -> tuple[Model, dict[str, Any]]:
     import torch
 
     load: Any = model_class.from_pretrained
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = load(
                 folder,
                 dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report, which is checked below
+                ignore_mismatched_sizes=True,  # they are in the report, which is checked
+                **keywords,
             )
     # A damaged folder makes transformers raise nearly anything, also types derived from Exception alone.
     except Exception as error:
-        raise CheckpointError(f"{folder} cannot be loaded as {model_class.__name__}: {error}") from error
-    _check_tensors(report, folder)
-    loaded: Model = model.eval().requires_grad_(False)
-    return loaded
+        raise CheckpointError(f"{origin} cannot be loaded as {model_class.__name__}: {error}") from error
+    return model.eval().requires_grad_(False), report
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -60,7 +95,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise CheckpointError(f"Expected tokenizer.json in {folder}, received none. Copy it from the same source.")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, padding_side="right", trust_remote_code=False
             )
@@ -80,14 +115,14 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
 
     load: Any = AutoImageProcessor.from_pretrained
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             processor: BaseImageProcessor = load(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"The image preprocessing in {folder} cannot be loaded: {error}") from error
     return processor
 
 
-def _check_tensors(report: dict[str, Any], folder: Path) -> None:
+def _check_tensors(report: dict[str, Any], origin: Path) -> None:
     problems = []
     for what in ("missing", "unexpected", "mismatched"):
         # Mismatched ones come with both shapes.
@@ -96,13 +131,13 @@ def _check_tensors(report: dict[str, Any], folder: Path) -> None:
             problems.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
     if problems:
         raise CheckpointError(
-            f"Expected every tensor of the model in {folder}, received {'; '.join(problems)}. "
+            f"Expected every tensor of the model in {origin}, received {'; '.join(problems)}. "
             "The file is incomplete or of another model; copy or download it again."
         )
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and load reports off inside; what the caller had set comes back."""
     from transformers.utils import logging as untyped
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
+import torch
+
+from autodistill_sam3.convert import convert
 
 from . import narrow
-from .mapping import convert, video_config
-from .tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Sam3VideoModel
@@ -48,21 +48,18 @@ def official() -> narrow.NarrowOfficial:
 
 
 @pytest.fixture(scope="session")
-def converted_folder(official: narrow.NarrowOfficial, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official weights in transformers layout: config.json, model.safetensors and the tokenizer."""
-    folder = tmp_path_factory.mktemp("converted")
-    tensors = convert(official.checkpoint())
-    config = video_config(
-        tensors,
-        vit_heads=narrow.VIT_HEADS,
-        text_heads=narrow.TEXT_HEADS,
-        vit_global_layers=narrow.VIT_GLOBAL_LAYERS,
-    )
-    decoder: Any = config.tracker_config
-    decoder.mask_decoder_config.dynamic_multimask_stability_thresh = narrow.STABILITY_THRESHOLD
-    config.save_pretrained(folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(narrow.clip_vocabulary(), folder)
+def official_file(official: narrow.NarrowOfficial, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official weights as `sam3.pt`."""
+    path = tmp_path_factory.mktemp("official") / "sam3.pt"
+    torch.save(official.checkpoint(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def converted_folder(official_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in transformers layout."""
+    folder = tmp_path_factory.mktemp("converted") / "sam3"
+    convert(official_file, "transformers", folder, bpe_path=narrow.clip_vocabulary())
     return folder
 
 
@@ -87,11 +84,11 @@ def video_model(converted_folder: Path) -> Sam3VideoModel:
 
 
 @pytest.fixture(scope="session")
-def segmenter(converted_folder: Path) -> TransformersSegmenter:
-    """The package's engine on the converted checkpoint."""
+def segmenter(official_file: Path) -> TransformersSegmenter:
+    """The package's engine on the official file."""
     from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 
-    return TransformersSegmenter.load(converted_folder, device="cpu", precision="fp32")
+    return TransformersSegmenter.load(official_file, bpe_path=narrow.clip_vocabulary(), device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")

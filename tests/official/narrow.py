@@ -1,7 +1,6 @@
 """Meta's official SAM 3 on the CPU, narrow enough for a test, with random weights that leave no term at zero.
 
-The official package assumes CUDA in three places and sets process-wide state: TF32 flags and an environment variable at
-import, a bf16 autocast in the tracker's constructor. What it or this module sets is as before when a context ends.
+What the official package sets in the process is contained as in the package under test, whose patches run outermost.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from autodistill_sam3.segmentation.official_model import build_untrained
+from autodistill_sam3.segmentation.official_package import contained, import_official
+
 Array = npt.NDArray[Any]
 
 # The builder writes its widths as literals; these replace them. 80 is the least that the parts allow together: more
@@ -32,11 +32,10 @@ _NARROWED_NUMBERS = {256: WIDTH, 2048: 2 * WIDTH}
 # What else the builder's classes get instead of the builder's own arguments.
 _OVERRIDES: Mapping[str, Mapping[str, object]] = {
     "ViT": {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "global_att_blocks": (1,)},
-    "VETextEncoder": {"width": 32, "heads": 2, "layers": 2},
+    "VETextEncoder": {"width": 128, "heads": 2, "layers": 2},
     "TransformerEncoderFusion": {"num_layers": 2},
-    # `resolution` and `precompute_resolution` would allocate on "cuda".
-    "TransformerDecoder": {"num_layers": 2, "num_queries": 24, "resolution": None, "stride": None},
-    "PositionEmbeddingSine": {"precompute_resolution": None},
+    "TransformerDecoder": {"num_layers": 2, "num_queries": 24},
+    "PositionEmbeddingSine": {},
     "SequenceGeometryEncoder": {"num_layers": 2},
     "TransformerEncoderCrossAttention": {"num_layers": 1},
     # These rely on defaults of 256.
@@ -66,10 +65,10 @@ _GAIN = 1.15
 # Size of what enters the image encoder's first norm.
 _SMALL = 0.01
 
-# Random masks do not reach the official 0.98; at this one some boxes take the single mask and some the best of three.
-STABILITY_THRESHOLD = 0.928
-# Likewise for scores, so that a prompt keeps some of its queries.
-SCORE_THRESHOLD = 0.63
+# At the official threshold some boxes take the single mask and some the best of three.
+STABILITY_THRESHOLD = 0.98
+# So that a prompt keeps some of its queries.
+SCORE_THRESHOLD = 0.024
 
 VIT_HEADS = 2
 VIT_GLOBAL_LAYERS = (1,)
@@ -164,17 +163,13 @@ class NarrowOfficial:
     """The narrow official model behind its own processor."""
 
     def __init__(self, bpe_path: Path, seed: int = 0) -> None:
-        with official_on_cpu() as builder, torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model: Any = _build(builder, bpe_path)
-            processors = importlib.import_module("sam3.model.sam3_image_processor")
-            self.processor: Any = processors.Sam3Processor(
-                self.model, device="cpu", confidence_threshold=SCORE_THRESHOLD
-            )
-        interactive = self.model.inst_interactive_predictor
-        interactive.model.sam_mask_decoder.dynamic_multimask_stability_thresh = STABILITY_THRESHOLD
+            self.model: Any = _build(bpe_path)
+        processors = importlib.import_module("sam3.model.sam3_image_processor")
+        self.processor: Any = processors.Sam3Processor(self.model, device="cpu", confidence_threshold=SCORE_THRESHOLD)
         # `predict_inst` fills small holes in its full-size masks; the logits it returns are not affected.
-        interactive._transforms.max_hole_area = 0
+        self.model.inst_interactive_predictor._transforms.max_hole_area = 0
 
     def image(self, image: Array) -> OfficialImage:
         """Encode an RGB ``uint8`` image of shape (H, W, 3)."""
@@ -203,34 +198,16 @@ def clip_vocabulary() -> Path:
 
 
 @contextlib.contextmanager
-def official_on_cpu() -> Iterator[Any]:
-    """Let the official package run on a CPU inside; yields its `model_builder`."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        for message in (".*CUDA is not available", "`torch.jit.script` is deprecated"):
-            warnings.filterwarnings("ignore", message=message)
-        stack.enter_context(_torch_settings_kept())
-        # Its tokenizer sets TOKENIZERS_PARALLELISM at import.
-        stack.enter_context(mock.patch.dict(os.environ))
-        # The geometry encoder pins a tensor on its way to the device.
-        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor))
-        # Tables of the tracker would be made on the GPU where there is one.
-        stack.enter_context(mock.patch.object(torch.cuda, "is_available", lambda: False))
-        yield importlib.import_module("sam3.model_builder")
+def official_on_cpu() -> Iterator[None]:
+    """Let the official package run on a CPU inside; what it changes in the process is as before afterwards."""
+    with contained(torch.device("cpu")):
+        yield
 
 
 @contextlib.contextmanager
-def _torch_settings_kept() -> Iterator[None]:
-    flags = (torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")
-    before = [getattr(owner, name) for owner, name in flags]
-    try:
-        yield
-    finally:
-        for (owner, name), value in zip(flags, before, strict=True):
-            setattr(owner, name, value)
-
-
-def _build(builder: Any, bpe_path: Path) -> Any:
+def narrowed_builder() -> Iterator[None]:
+    """What the official builder builds inside is narrow."""
+    builder = import_official()
     with contextlib.ExitStack() as stack:
         for name in _NARROWED:
             overrides = dict(_OVERRIDES.get(name, {}))
@@ -238,14 +215,15 @@ def _build(builder: Any, bpe_path: Path) -> Any:
                 # The builder passes this layer ready-made, in full width.
                 overrides["out_norm"] = torch.nn.LayerNorm(WIDTH)
             stack.enter_context(mock.patch.object(builder, name, _narrowed(getattr(builder, name), overrides)))
-        model = builder.build_sam3_image_model(
-            bpe_path=str(bpe_path), device="cpu", load_from_HF=False, enable_inst_interactivity=True
-        )
-    # The tracker's constructor enters an autocast for the rest of the process.
-    model.inst_interactive_predictor.model.bf16_context.__exit__(None, None, None)
-    _randomise(model)
+        yield
+
+
+def _build(bpe_path: Path) -> Any:
+    with narrowed_builder():
+        model = build_untrained(bpe_path)
+    randomise(model)
     # Small inputs of the first norm make its epsilon count; the norm takes their size away again.
-    trunk = model.backbone.vision_backbone.trunk
+    trunk: Any = model.backbone.vision_backbone.trunk
     with torch.no_grad():
         trunk.patch_embed.proj.weight.mul_(_SMALL)
         trunk.pos_embed.mul_(_SMALL)
@@ -261,7 +239,7 @@ def _narrowed(build: Callable[..., object], overrides: Mapping[str, object]) -> 
 
 
 @torch.no_grad()
-def _randomise(model: torch.nn.Module) -> None:
+def randomise(model: torch.nn.Module, gain: float = _GAIN) -> None:
     """Fill every parameter, also those that start at zero, one or 1e-6: a term left out must change the output."""
     norms = (torch.nn.LayerNorm, torch.nn.GroupNorm)
     for module in model.modules():
@@ -274,7 +252,7 @@ def _randomise(model: torch.nn.Module) -> None:
             elif isinstance(module, torch.nn.Embedding) or parameter.shape[0] == 1:
                 parameter.normal_()
             else:
-                parameter.normal_(std=_GAIN * _fan_in(module, parameter) ** -0.5)
+                parameter.normal_(std=gain * _fan_in(module, parameter) ** -0.5)
 
 
 def _fan_in(module: torch.nn.Module, weight: torch.nn.Parameter) -> int:

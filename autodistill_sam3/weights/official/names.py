@@ -1,23 +1,14 @@
-"""The official SAM 3 checkpoint (`sam3.pt`) -> `transformers.Sam3VideoModel`: tensor names, shapes and configuration.
+"""Names of the official SAM 3 checkpoint (`sam3.pt`) -> names in `transformers.Sam3VideoModel`.
 
-A name is translated in two steps: its first matching prefix in `_SECTIONS` is replaced, then that section's renames are
-applied to the rest. What a rename cannot say (tensors that are split, joined, cut or transposed) is in `_reshape`.
-Names that no table knows are an error, so that nothing is dropped without being named in `DROPPED`.
+A name's first matching prefix in `_SECTIONS` is replaced, then that section's renames are applied to the rest. Names
+that no section knows are an error, so that nothing is dropped without being named in `DROPPED`. Both sides were read in
+sam3/model_builder.py (0.1.4) and transformers/models/sam3*/modeling_*.py (5.23).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import torch
-
-if TYPE_CHECKING:
-    from transformers import Sam3VideoConfig
-
-Tensors = dict[str, torch.Tensor]
 
 # Tables that transformers computes itself, and point prompts of the detector, which it does not have.
 DROPPED = re.compile(
@@ -227,33 +218,6 @@ _SECTIONS = (
     ),
 )
 
-_FUSED = re.compile(r"(?P<start>.*\.)(qkv\.|in_proj_)(?P<end>weight|bias)")
-_POINT_EMBEDDING = re.compile(r"(?P<start>.*\.)point_embeddings\.\d+\.weight")
-
-
-def convert(official: Mapping[str, torch.Tensor]) -> Tensors:
-    """Translate the tensors of an official checkpoint.
-
-    Args:
-        official: Tensors by their names in `sam3.pt` (`detector.*` and `tracker.*`).
-
-    Returns:
-        Tensors by their names in `Sam3VideoModel`.
-
-    Raises:
-        KeyError: A name is not known, or two tensors would have one name.
-    """
-    converted: Tensors = {}
-    for name, tensor in _reshape({name: official[name] for name in official if not DROPPED.fullmatch(name)}):
-        target = translate(name)
-        if target in converted:
-            raise KeyError(f"Two tensors of the checkpoint would be {target}")
-        converted[target] = tensor.contiguous()
-    # The prompt encoder and the image share one matrix; transformers keeps it twice.
-    matrix = converted["tracker_model.prompt_encoder.shared_embedding.positional_embedding"]
-    converted["tracker_model.shared_image_embedding.positional_embedding"] = matrix.clone()
-    return converted
-
 
 def translate(name: str) -> str:
     """The name in `Sam3VideoModel` of a tensor of `sam3.pt` that is neither fused nor split.
@@ -272,116 +236,3 @@ def translate(name: str) -> str:
                 rest = re.sub(pattern, replacement, rest)
             return section.target + rest
     raise KeyError(f"Not a tensor of SAM 3: {name}")
-
-
-def _reshape(official: Tensors) -> Iterable[tuple[str, torch.Tensor]]:
-    """Split, join, cut and transpose where the two models store a tensor differently; names stay official."""
-    points = sorted(name for name in official if _POINT_EMBEDDING.fullmatch(name))
-    for name, tensor in official.items():
-        if match := _FUSED.fullmatch(name):
-            for part, weight in zip("qkv", tensor.chunk(3), strict=True):
-                yield f"{match['start']}{part}_proj.{match['end']}", weight
-        elif match := _POINT_EMBEDDING.fullmatch(name):
-            if name == points[0]:
-                yield f"{match['start']}point_embed.weight", torch.cat([official[point] for point in points])
-        elif name.endswith(".trunk.pos_embed"):
-            yield name, tensor[:, 1:]  # the first row was of the class token in pretraining
-        elif name.endswith(".encoder.text_projection"):
-            yield name, tensor.T
-        else:
-            yield name, tensor
-
-
-def video_config(
-    converted: Mapping[str, torch.Tensor],
-    *,
-    vit_heads: int = 16,
-    text_heads: int = 16,
-    vit_global_layers: Iterable[int] = (7, 15, 23, 31),
-) -> Sam3VideoConfig:
-    """The configuration of a model with these tensors.
-
-    Widths and depths are read off the tensors; what shapes do not say is passed.
-
-    Args:
-        converted: What `convert` returns.
-        vit_heads: Attention heads of the image encoder.
-        text_heads: Attention heads of the text encoder.
-        vit_global_layers: Layers of the image encoder that attend over the whole image.
-    """
-    from transformers import CLIPTextConfig, Sam3Config, Sam3TrackerVideoConfig, Sam3VideoConfig
-
-    def size(name: str, dimension: int = 0) -> int:
-        return converted[name].shape[dimension]
-
-    detector, tracker = "detector_model.", "tracker_model."
-    backbone = f"{detector}vision_encoder.backbone."
-    width = size(f"{detector}text_projection.weight")
-    vision = {
-        "backbone_config": {
-            "model_type": "sam3_vit_model",
-            "hidden_size": size(f"{backbone}embeddings.patch_embeddings.projection.weight"),
-            "intermediate_size": size(f"{backbone}layers.0.mlp.fc1.weight"),
-            "num_hidden_layers": _depth(converted, f"{backbone}layers."),
-            "num_attention_heads": vit_heads,
-            "global_attn_indexes": list(vit_global_layers),
-            # transformers' default, 1e-6, is not what the official model has.
-            "layer_norm_eps": 1e-5,
-        },
-        "fpn_hidden_size": width,
-    }
-    text_model = f"{detector}text_encoder.text_model."
-    text = CLIPTextConfig(
-        vocab_size=size(f"{text_model}embeddings.token_embedding.weight"),
-        hidden_size=size(f"{text_model}embeddings.token_embedding.weight", 1),
-        intermediate_size=size(f"{text_model}encoder.layers.0.mlp.fc1.weight"),
-        projection_dim=size(f"{detector}text_encoder.text_projection.weight"),
-        num_hidden_layers=_depth(converted, f"{text_model}encoder.layers."),
-        num_attention_heads=text_heads,
-        max_position_embeddings=size(f"{text_model}embeddings.position_embedding.weight"),
-        hidden_act="gelu",
-    )
-
-    def layers(part: str) -> dict[str, int]:
-        return {
-            "hidden_size": width,
-            "intermediate_size": size(f"{detector}{part}.layers.0.mlp.fc1.weight"),
-            "num_layers": _depth(converted, f"{detector}{part}.layers."),
-        }
-
-    queries = size(f"{detector}detr_decoder.query_embed.weight")
-    memory_attention, memory_encoder = f"{tracker}memory_attention.", f"{tracker}memory_encoder."
-    fuser = f"{memory_encoder}memory_fuser.layers."
-    return Sam3VideoConfig(
-        detector_config=Sam3Config(
-            vision_config=vision,
-            text_config=text,
-            geometry_encoder_config=layers("geometry_encoder"),
-            detr_encoder_config=layers("detr_encoder"),
-            detr_decoder_config=layers("detr_decoder") | {"num_queries": queries},
-            mask_decoder_config={"hidden_size": width},
-        ),
-        tracker_config=Sam3TrackerVideoConfig(
-            vision_config=vision,
-            prompt_encoder_config={"hidden_size": width},
-            mask_decoder_config={
-                "hidden_size": width,
-                "mlp_dim": size(f"{tracker}mask_decoder.transformer.layers.0.mlp.proj_in.weight"),
-                "iou_head_hidden_dim": size(f"{tracker}mask_decoder.iou_prediction_head.proj_in.weight"),
-            },
-            memory_attention_hidden_size=width,
-            memory_attention_num_layers=_depth(converted, f"{memory_attention}layers."),
-            memory_attention_feed_forward_hidden_size=size(f"{memory_attention}layers.0.linear1.weight"),
-            memory_encoder_hidden_size=width,
-            memory_encoder_output_channels=size(f"{memory_encoder}projection.weight"),
-            mask_downsampler_embed_dim=width,
-            memory_fuser_num_layers=_depth(converted, fuser),
-            memory_fuser_embed_dim=width,
-            memory_fuser_intermediate_dim=size(f"{fuser}0.pointwise_conv1.weight"),
-        ),
-    )
-
-
-def _depth(names: Iterable[str], prefix: str) -> int:
-    """How many layers there are under this prefix."""
-    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})

@@ -1,0 +1,75 @@
+"""A checkpoint and the name of a back end -> a `Segmenter`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from autodistill_sam3.devices import Precision
+from autodistill_sam3.errors import CheckpointError, SettingError
+from autodistill_sam3.segmentation.segmenter import Segmenter
+from autodistill_sam3.weights import find_bpe, find_official_code, require_boxes
+from autodistill_sam3.weights.official import SAM3_1, read_official
+
+Backend = Literal["transformers", "sam3"]
+DEFAULT_BACKEND: Backend = "transformers"
+
+
+def check_backend(backend: str) -> None:
+    """Raise SettingError unless the back end is known."""
+    if backend not in get_args(Backend):
+        raise SettingError(f"Expected backend to be one of {get_args(Backend)}, received {backend!r}")
+
+
+def load_segmenter(
+    checkpoint: Path,
+    *,
+    backend: Backend = DEFAULT_BACKEND,
+    bpe_path: str | Path | None = None,
+    boxes: bool = True,
+    device: str | None = None,
+    precision: Precision = "auto",
+) -> Segmenter[Any]:
+    """Load SAM 3.
+
+    Args:
+        checkpoint: What `find_checkpoint` found; for "sam3" with `official=True`.
+        backend: "transformers": this package's engine. "sam3": Meta's own code, from a clone beside the checkpoint if
+            there is one, else the installed package.
+        bpe_path: The vocabulary, if it lies elsewhere; see `find_vocabulary`.
+        boxes: Whether boxes will be segmented, for which some checkpoints lack the weights.
+        device: Such as "cuda:1"; by default the best one there is.
+        precision: "auto", "bf16", "fp16" or "fp32".
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used, or not by this back end.
+        DeviceError: The device is not on this machine.
+        SettingError: The back end or the precision is unknown.
+    """
+    check_backend(backend)
+    if backend == "sam3":
+        return _load_official(checkpoint, bpe_path, boxes, device, precision)
+    from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
+
+    return TransformersSegmenter.load(checkpoint, bpe_path=bpe_path, boxes=boxes, device=device, precision=precision)
+
+
+def _load_official(
+    checkpoint: Path, bpe_path: str | Path | None, boxes: bool, device: str | None, precision: Precision
+) -> Segmenter[Any]:
+    from autodistill_sam3.segmentation.official_segmenter import OfficialSegmenter
+
+    official = read_official(checkpoint)
+    if official.title == SAM3_1:
+        raise CheckpointError(
+            f"Expected SAM 3 for backend='sam3', received SAM 3.1 in {checkpoint}. backend='transformers' reads it."
+        )
+    require_boxes(official.has_boxes or not boxes, checkpoint)
+    return OfficialSegmenter.load(
+        official.tensors,
+        find_bpe(checkpoint, bpe_path),
+        code=find_official_code(checkpoint),
+        with_boxes=boxes,
+        device=device,
+        precision=precision,
+    )

@@ -26,24 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0, 1 after an error, 130 after Ctrl-C.
+        The exit status: 0, 1 after an error or when the doctor finds that labelling cannot run, 130 after Ctrl-C.
     """
     options = build_parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     level = logging.DEBUG if options.verbose else logging.ERROR if options.quiet else logging.INFO
     logging.getLogger("autodistill_sam3").setLevel(level)
     try:
-        options.run(options)
-    except AutodistillSAM3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+        status: int | None = options.run(options)
+    except (AutodistillSAM3Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"Stopped.{options.after_stop}", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_download(commands)
     _add_convert(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -128,12 +126,32 @@ def _add_convert(commands: Any) -> None:
     parser.set_defaults(run=_convert, after_stop=" Nothing was written.")
 
 
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="what a run would use, whether it works, and what to do if not")
+    _add_checkpoint_flags(parser.add_argument_group("model"))
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where a dataset would go, for its free space")
+    parser.add_argument("--self-test", action="store_true", help="label a scene, and run the checkpoints on an image")
+    _add_verbosity(parser)
+    parser.set_defaults(run=_doctor, after_stop="")
+
+
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--class", dest="classes", action="append", required=True, metavar="PROMPT[=CLASS]",
         help='what to look for and the class it becomes, such as "milk bottle=bottle"; repeat for more',
     )  # fmt: skip
+    _add_checkpoint_flags(model)
+    model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
+    model.add_argument("--box-confidence", type=float, help="for what boxes alone found")
+    model.add_argument(
+        "--threshold", dest="thresholds", action="append", metavar="CLASS=VALUE", help="both of these, for one class"
+    )
+    model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
+    _add_verbosity(parser)
+
+
+def _add_checkpoint_flags(model: argparse._ArgumentGroup) -> None:
     model.add_argument(
         "--checkpoint", help='"shapes", a SAM 3 folder or file, or a models root (default: models/ and caches)'
     )
@@ -141,15 +159,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--backend", choices=["transformers", "sam3"], help="sam3: Meta's own code and files")
     model.add_argument("--florence2-checkpoint", metavar="DIR", help="a Florence-2 folder, if it lies elsewhere")
     model.add_argument("--prompting", choices=["text", "boxes", "both"])
-    model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
-    model.add_argument("--box-confidence", type=float, help="for what boxes alone found")
-    model.add_argument(
-        "--threshold", dest="thresholds", action="append", metavar="CLASS=VALUE", help="both of these, for one class"
-    )
-    model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
     model.add_argument("--device", help='such as "cuda:1" or "cpu" (default: the best there is)')
     model.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"])
-    _add_verbosity(parser)
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
@@ -158,10 +169,11 @@ def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("--verbose", action="store_true", help="say which files are used")
 
 
-_MODEL_KEYWORDS = (
-    "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "confidence", "box_confidence",
-    "presence_gate", "device", "precision",
+_CHECKPOINT_KEYWORDS = (
+    "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "device", "precision",
 )  # fmt: skip
+_MODEL_KEYWORDS = (*_CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "presence_gate")
+_DOCTOR_KEYWORDS = (*_CHECKPOINT_KEYWORDS, "output", "self_test")
 _LABEL_KEYWORDS = (
     "extension", "output_folder", "human_in_the_loop", "roboflow_project", "roboflow_tags", "sahi",
     "record_confidence", "nms_settings", "limit", "plot", "overwrite", "batch_size", "seed", "progress",
@@ -211,6 +223,14 @@ def _demo(options: argparse.Namespace) -> None:
     for sheet in result.sheets:
         print(f"review sheet  {sheet}")
     print(f"ground truth  {result.truth}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from autodistill_sam3.doctor import diagnose, format_report
+
+    report = diagnose(**_given(options, _DOCTOR_KEYWORDS))
+    print(format_report(report))
+    return 0 if report.can_label else 1
 
 
 def _download(options: argparse.Namespace) -> None:

@@ -149,3 +149,20 @@ def test_demo(tmp_path, capsys):
     (tmp_path / "mine" / "letter.txt").write_text("keep")
     assert main(["demo", "--output", str(tmp_path / "mine")]) == 1
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"
+
+
+def test_doctor_says_whether_labelling_can_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--checkpoint", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "could not run" in out and "download sam3" in out
+    assert main(["doctor", "--checkpoint", "shapes", "--device", "cpu"]) == 0
+    assert "Labelling can run" in capsys.readouterr().out
+
+
+def test_download_of_nothing_known_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["download", "sam9", "--output", str(tmp_path)])
+    assert "florence2-base" in capsys.readouterr().err
+    assert main(["download", "sam3-code", "--format", "pt", "--output", str(tmp_path)]) == 1
+    assert "Expected no format" in capsys.readouterr().err

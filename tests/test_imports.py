@@ -14,7 +14,7 @@ PACKAGE = Path(autodistill_sam3.__file__).parent
 # DESIGN's order: a module may import itself and what stands before it.
 ORDER = [
     "errors", "bundled", "images", "ontology", "instances", "weights", "download", "devices", "grounding",
-    "segmentation", "convert", "fusion", "evaluation", "labeling", "base_models", "demo", "cli",
+    "segmentation", "convert", "fusion", "evaluation", "labeling", "base_models", "demo", "doctor", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"

@@ -17,7 +17,7 @@ from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
 from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, TextResult, check_backend, load_segmenter
-from autodistill_sam3.weights import FLORENCE2, SAM3, SHAPES, find_checkpoint
+from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, florence2_argument
 
 Prompting = Literal["text", "boxes", "both"]
 GROUNDING_MODEL = "Florence 2"
@@ -82,7 +82,7 @@ class GroundedSAM3(LabelingModel):
         self.checkpoint = find_checkpoint(SAM3, checkpoint, official=backend == "sam3")
         self.florence2_checkpoint: Path | None = None
         if prompting != "text":
-            argument = _florence2_argument(checkpoint, florence2_checkpoint)
+            argument = florence2_argument(checkpoint, florence2_checkpoint)
             self.florence2_checkpoint = find_checkpoint(FLORENCE2, argument)
         self._load(device, precision)
 
@@ -154,12 +154,3 @@ def _check_choices(model: str, prompting: str, presence_gate: float | None) -> N
         raise SettingError(f"Expected prompting to be one of {get_args(Prompting)}, received {prompting!r}")
     if presence_gate is not None and not 0 <= presence_gate <= 1:
         raise SettingError(f"Expected presence_gate between 0 and 1, received {presence_gate}")
-
-
-def _florence2_argument(checkpoint: str | Path | None, florence2_checkpoint: str | Path | None) -> str | Path | None:
-    """A models root serves both models; a SAM 3 folder leaves Florence-2 to its own places."""
-    if florence2_checkpoint is not None or checkpoint is None:
-        return florence2_checkpoint
-    if checkpoint == SHAPES or (Path(checkpoint).expanduser() / FLORENCE2.folder).is_dir():
-        return checkpoint
-    return None

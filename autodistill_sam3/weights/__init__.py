@@ -9,6 +9,7 @@ from autodistill_sam3.weights.places import (
     default_places,
     find_checkpoint,
     find_official_code,
+    florence2_argument,
 )
 from autodistill_sam3.weights.sam3 import load_sam3, load_sam3_tokenizer, require_boxes
 from autodistill_sam3.weights.vocabulary import clean_prompt, find_bpe, find_vocabulary
@@ -24,6 +25,7 @@ __all__ = [
     "find_checkpoint",
     "find_official_code",
     "find_vocabulary",
+    "florence2_argument",
     "load_image_processor",
     "load_model",
     "load_sam3",

@@ -106,6 +106,15 @@ def find_checkpoint(kind: CheckpointKind, argument: str | Path | None = None, *,
     raise _not_found(kind, looked_at, official)
 
 
+def florence2_argument(checkpoint: str | Path | None, florence2_checkpoint: str | Path | None) -> str | Path | None:
+    """A models root serves both models; a SAM 3 folder leaves Florence-2 to its own places."""
+    if florence2_checkpoint is not None or checkpoint is None:
+        return florence2_checkpoint
+    if checkpoint == SHAPES or (Path(checkpoint).expanduser() / FLORENCE2.folder).is_dir():
+        return checkpoint
+    return None
+
+
 def _from_argument(kind: CheckpointKind, argument: str | Path, official: bool) -> Path:
     root = bundled_path("models/shapes") if argument == SHAPES else Path(argument).expanduser()
     if root.is_file() and (root.parent / "config.json").is_file() and root.name in _WEIGHTS and not official:

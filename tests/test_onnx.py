@@ -20,6 +20,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
+from autodistill_sam3.convert import convert  # noqa: E402
 from autodistill_sam3.convert import onnx as convert_onnx  # noqa: E402
 from autodistill_sam3.convert.graph_files import read_folder, read_graph, require  # noqa: E402
 from autodistill_sam3.convert.graphs import Graph, Port, build_graphs  # noqa: E402
@@ -62,14 +63,24 @@ def model(shapes_segmenter):
 
 
 @pytest.fixture(scope="session")
-def export(shapes_segmenter, tmp_path_factory):
+def export(tmp_path_factory):
     """The folder of the graphs and what their checks measured; made once, which takes a minute."""
     folder = tmp_path_factory.mktemp("onnx") / "graphs"
+    checks = []
+
+    def recording(*arguments, **keywords):
+        checks.extend(export_onnx(*arguments, **keywords))
+        return checks
+
     # torch's exporter is all Python, and counting its lines for coverage doubles the time. The toy covers ours.
     tracer = sys.gettrace()
     sys.settrace(None)
     try:
-        return folder, export_onnx(shapes_segmenter._model, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("autodistill_sam3.convert.onnx.export_onnx", recording)
+            lines = convert("shapes", "onnx", folder)
+        assert len(lines) == len(checks) + 1
+        return folder, checks
     finally:
         sys.settrace(tracer)
 
@@ -444,3 +455,13 @@ def test_trtexec_refuses_axes_it_does_not_know(toy, tmp_path):
     (tmp_path / "graphs.json").write_text(json.dumps({"graphs": [{"file": "toy.onnx"}]}))
     with pytest.raises(CheckpointError, match="rows"):
         trtexec_commands(tmp_path)
+
+
+def test_the_folder_has_its_tokenizer_and_the_command_line_prints_the_engines(export, capsys):
+    from autodistill_sam3.cli import main
+    from autodistill_sam3.weights import load_tokenizer
+
+    folder, _ = export
+    assert load_tokenizer(folder)(["red circle"])["input_ids"]
+    assert main(["convert", "--input", str(folder), "--format", "tensorrt"]) == 0
+    assert capsys.readouterr().out.count("trtexec --onnx=") == 4

@@ -48,7 +48,7 @@ def convert(
     if output is None:
         raise SettingError(f"Expected output, the folder to write format {file_format!r} to, received none")
     if file_format == "onnx":
-        return _to_onnx(find_checkpoint(SAM3, source), Path(output))
+        return _to_onnx(find_checkpoint(SAM3, source), Path(output), bpe_path)
     return _to_folder(find_checkpoint(SAM3, source), Path(output), file_format, bpe_path)
 
 
@@ -63,10 +63,14 @@ def _to_folder(checkpoint: Path, output: Path, file_format: str, bpe_path: str |
     return [f"{checkpoint} -> {output} ({file_format})"]
 
 
-def _to_onnx(checkpoint: Path, output: Path) -> list[str]:
+def _to_onnx(checkpoint: Path, output: Path, bpe_path: str | Path | None) -> list[str]:
     from autodistill_sam3.convert.onnx import export_onnx
 
     model = load_sam3(checkpoint, boxes=False)
+    tokenizer = load_sam3_tokenizer(checkpoint, model, bpe_path)
     has_boxes = model.tracker_model.no_memory_embedding is not None
-    checks = export_onnx(model, output, with_boxes=has_boxes)
-    return [f"{check.graph}: {check.output} deviates by {check.deviation:.1e}" for check in checks]
+    checks = export_onnx(model, output, tokenizer=tokenizer, with_boxes=has_boxes)
+    return [
+        *(f"{check.graph}: {check.output} deviates from PyTorch by {check.deviation:.1e}" for check in checks),
+        f"{checkpoint} -> {output} (onnx)",
+    ]

@@ -28,9 +28,10 @@ from autodistill_sam3.convert.graphs import Graph, Port, build_graphs
 from autodistill_sam3.convert.samples import resized, sample_inputs
 from autodistill_sam3.errors import CheckpointError, SettingError
 from autodistill_sam3.segmentation.transformers_segmenter import MAX_PROMPT_TOKENS
+from autodistill_sam3.weights.loading import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import Sam3VideoModel
+    from transformers import PreTrainedTokenizerBase, Sam3VideoModel
 
 OPSET = 18  # what torch's exporter is written for; TensorRT 10 reads 9 to 20
 MAX_DEVIATION = 1e-3
@@ -57,7 +58,13 @@ class GraphCheck:
     deviation: float
 
 
-def export_onnx(model: Sam3VideoModel, folder: Path, *, with_boxes: bool = True) -> list[GraphCheck]:
+def export_onnx(
+    model: Sam3VideoModel,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    with_boxes: bool = True,
+) -> list[GraphCheck]:
     """Write vision encoder, text encoder, detector and box decoder, each compared with PyTorch by ONNX Runtime.
 
     Batch sizes and the number of boxes stay free; image size and prompt length are the model's.
@@ -65,6 +72,7 @@ def export_onnx(model: Sam3VideoModel, folder: Path, *, with_boxes: bool = True)
     Args:
         model: In ``float32`` on the CPU, as `weights` loads it.
         folder: Where to; it must not exist, or be empty. It appears when every graph is written and agrees.
+        tokenizer: Of the model, whose files are put beside the graphs.
         with_boxes: Whether the model has a tracker, and so a box decoder.
 
     Returns:
@@ -87,6 +95,9 @@ def export_onnx(model: Sam3VideoModel, folder: Path, *, with_boxes: bool = True)
             path = partial / f"{graph.name}.onnx"
             write_graph(graph, samples[graph.name], path)
             checks += check_graph(graph, samples[graph.name], path)
+        if tokenizer is not None:
+            with quiet_transformers():
+                tokenizer.save_pretrained(partial)
         manifest = json.dumps(_manifest(model, graphs, partial), indent=2)
         (partial / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     return checks
@@ -234,7 +245,7 @@ def _manifest(model: Sam3VideoModel, graphs: Sequence[Graph], folder: Path) -> d
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
         },
-        "tokenizer": {"length": MAX_PROMPT_TOKENS, "padding": "right", "file": "tokenizer.json of the checkpoint"},
+        "tokenizer": {"length": MAX_PROMPT_TOKENS, "padding": "right", "file": "tokenizer.json"},
         "graphs": [_described(graph, folder / f"{graph.name}.onnx") for graph in graphs],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,18 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from transformers import Sam3VideoModel
 
-from autodistill_sam3 import CheckpointError, CheckpointNotFoundError
-from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, load_model, load_tokenizer, places
+from autodistill_sam3 import CheckpointError, CheckpointNotFoundError, SettingError
+from autodistill_sam3.weights import (
+    FLORENCE2,
+    SAM3,
+    find_checkpoint,
+    find_official_code,
+    find_vocabulary,
+    load_model,
+    load_sam3,
+    load_tokenizer,
+    places,
+)
 
 SHAPES = REPOSITORY / "models" / "shapes"
 
@@ -113,15 +124,13 @@ def test_official_file_in_the_hub_cache(empty_machine):
     (repository / "refs" / "main").write_text(commit)
     # What Meta's builder downloads.
     (snapshot / "config.json").write_text("{}")
-    (snapshot / "sam3.pt").write_bytes(b"")
+    (snapshot / "sam3.pt").write_bytes(b"x")
     assert find_checkpoint(SAM3) == snapshot / "sam3.pt"
     (snapshot / "config.json").unlink()
     assert find_checkpoint(SAM3) == snapshot / "sam3.pt"
 
 
 def test_clone_of_the_official_code(empty_machine):
-    from autodistill_sam3.weights import find_official_code
-
     checkpoint = empty_machine / "own" / "sam3.pt"
     assert find_official_code(checkpoint) is None
     places = [empty_machine / "models" / "sam3" / "sam3" / "sam3", empty_machine / "own" / "sam3"]
@@ -179,7 +188,10 @@ HEAD = "detector_model.detr_decoder.box_head.layer1.weight"
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(HEAD), "missing.*box_head"),
-        (lambda tensors: tensors.update(stray=torch.zeros(1)), "unexpected.*stray"),
+        *(
+            (lambda tensors, name=name: tensors.update({name: torch.zeros(1)}), f"unexpected.*{name}")
+            for name in ("stray", "detector_model.stray", "tracker_neck.stray", "tracker_model.mask_decoder.stray")
+        ),
         (lambda tensors: tensors.update({HEAD: torch.zeros(3, 3)}), "mismatched.*box_head.*3, 3"),
     ],
 )
@@ -235,3 +247,97 @@ def test_loading_is_silent_and_leaves_transformers_logging_alone(capfd):
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_folder_that_transformers_saved_itself(copied_shapes, tmp_path):
+    """Its names have the tracker's prefix twice."""
+    load_sam3(copied_shapes).save_pretrained(tmp_path / "saved")
+    expected, received = (load_sam3(folder).state_dict() for folder in (copied_shapes, tmp_path / "saved"))
+    assert all(torch.equal(received[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"model.safetensors": b"x"}, "model.safetensors without config.json"),
+        ({"sam3.pt": b""}, "sam3.pt, an empty file"),
+        ({"FastSAM-x.pt": b"x"}, "FastSAM-x.pt, another model"),
+        ({"sam_b.pt": b"x"}, "sam_b.pt, another model"),
+        ({"sam3.pt/x": b"x"}, "sam3.pt, a folder"),
+    ],
+)
+def test_what_lies_there_is_named(empty_machine, files, message):
+    for name, content in files.items():
+        path = empty_machine / "models" / "sam3" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    with pytest.raises(CheckpointNotFoundError, match=f"holds {message}"):
+        find_checkpoint(SAM3)
+
+
+def test_links_that_lead_nowhere(empty_machine):
+    folder = empty_machine / "models" / "sam3"
+    folder.mkdir(parents=True)
+    (folder / "sam3.pt").symlink_to(folder / "gone.pt")
+    with pytest.raises(CheckpointNotFoundError, match="broken link"):
+        find_checkpoint(SAM3)
+
+
+def test_useless_files_do_not_hide_a_good_one(empty_machine):
+    folder = empty_machine / "models" / "sam3"
+    folder.mkdir(parents=True)
+    (folder / "sam3.pt").touch()
+    (folder / "config.json").write_text(json.dumps({"model_type": "other"}))
+    (folder / "best.PT").write_bytes(b"x")
+    assert find_checkpoint(SAM3) == folder / "best.PT"
+    (folder / "sam3.safetensors").write_bytes(b"x")
+    assert find_checkpoint(SAM3, folder / "sam3.safetensors") == folder / "sam3.safetensors"
+
+
+def test_places_that_may_not_be_looked_at(empty_machine, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    monkeypatch.setattr("os.scandir", refuse)
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(CheckpointNotFoundError, match="not readable"):
+        find_checkpoint(SAM3)
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300])
+def test_strange_paths_are_just_not_there(empty_machine, monkeypatch, path):
+    with pytest.raises(CheckpointNotFoundError):
+        find_checkpoint(SAM3, path)
+    monkeypatch.setenv(places.MODELS_VARIABLE, path)
+    with pytest.raises(CheckpointNotFoundError):
+        find_checkpoint(SAM3)
+
+
+@pytest.mark.parametrize("path", ["", " ", "nul\0byte", 3, b"sam3"])
+def test_arguments_that_are_no_paths(empty_machine, path):
+    with pytest.raises(SettingError, match="checkpoint"):
+        find_checkpoint(SAM3, path)
+    with pytest.raises(SettingError, match="bpe_path"):
+        find_vocabulary(empty_machine / "sam3.pt", path)
+
+
+def test_no_home(empty_machine, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(CheckpointNotFoundError):
+        find_checkpoint(SAM3)
+
+
+def test_shapes_may_be_given_as_a_path():
+    assert find_checkpoint(SAM3, Path("shapes")) == find_checkpoint(SAM3, "shapes")
+
+
+def test_code_in_a_cache_is_not_run(empty_machine):
+    snapshot = empty_machine / "hub" / "models--facebook--sam3" / "snapshots" / "0" / "sam3"
+    cached = empty_machine / "home" / ".cache" / "autodistill" / SAM3.cache_folder / "sam3"
+    for clone in (snapshot, cached):
+        clone.mkdir(parents=True)
+        (clone / "model_builder.py").touch()
+    assert find_official_code(snapshot.parent / "sam3.pt") is None
+    assert find_official_code(empty_machine / "own" / "sam3.pt") is None

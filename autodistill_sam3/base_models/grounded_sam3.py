@@ -32,7 +32,7 @@ class GroundedSAM3(LabelingModel):
         checkpoint: `"shapes"` for the small bundled models, a SAM 3 folder or file such as `sam3.pt`, or a models root
             that holds `sam3/` and `florence2/`; by default the places of `autodistill_sam3.weights.find_checkpoint`.
         bpe_path: `bpe_simple_vocab_16e6.txt.gz` or `tokenizer.json`, if it is not with the checkpoint. With both given,
-            nothing else is looked for.
+            nothing else is looked for for SAM 3.
         florence2_checkpoint: A Florence-2 folder, if it lies elsewhere.
         backend: "transformers": this package's engine. "sam3": Meta's own code and files.
         prompting: "text": SAM 3 finds every instance of each prompt. "boxes": Florence-2 proposes boxes and SAM 3
@@ -142,6 +142,7 @@ class GroundedSAM3(LabelingModel):
             "prompting": self.prompting,
             "backend": self.backend,
             "checkpoint": str(self.checkpoint.resolve()),
+            "bpe_path": self.bpe_path and str(Path(self.bpe_path).absolute()),
             "florence2_checkpoint": self.florence2_checkpoint and str(self.florence2_checkpoint.resolve()),
             "presence_gate": self.presence_gate,
         }

@@ -59,6 +59,7 @@ class SegmentAnything3(LabelingModel):
         super().__init__(ontology, Thresholds(confidence=confidence, per_class=dict(thresholds or {})), precision)
         check_backend(backend)
         self.backend = backend
+        self.bpe_path = bpe_path
         self.checkpoint = find_checkpoint(SAM3, checkpoint, official=backend == "sam3")
         self.segmenter = load_segmenter(
             self.checkpoint, backend=backend, bpe_path=bpe_path, boxes=False, device=device, precision=precision
@@ -79,4 +80,8 @@ class SegmentAnything3(LabelingModel):
         return [fuse(result.instances, None, self.table, thresholds) for result in results]
 
     def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"backend": self.backend, "checkpoint": str(self.checkpoint.resolve())}
+        return super()._settings() | {
+            "backend": self.backend,
+            "checkpoint": str(self.checkpoint.resolve()),
+            "bpe_path": self.bpe_path and str(Path(self.bpe_path).absolute()),
+        }

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from autodistill_sam3.convert.folder import require_new, save_folder
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.weights import SAM3, find_checkpoint, load_sam3, load_sam3_tokenizer
+from autodistill_sam3.weights.paths import expanded
 
 ConversionFormat = Literal["transformers", "fp16", "bf16", "onnx", "tensorrt"]
 FORMATS: tuple[str, ...] = get_args(ConversionFormat)
@@ -34,7 +36,7 @@ def convert(
         What to tell the user, in lines: what was written and compared; for "tensorrt" the commands that build engines.
 
     Raises:
-        CheckpointError: The source cannot be used, or a result differs from it.
+        CheckpointError: The source cannot be used, or a graph differs from PyTorch.
         OutputFolderError: The output is there and not empty.
         MissingPackageError: A package for ONNX is not installed.
         SettingError: The format is unknown, or the output is missing.
@@ -44,18 +46,18 @@ def convert(
     if file_format == "tensorrt":
         from autodistill_sam3.convert.tensorrt import trtexec_commands
 
-        return trtexec_commands(Path(source))
+        return trtexec_commands(expanded(source, "source"))
     if output is None:
         raise SettingError(f"Expected output, the folder to write format {file_format!r} to, received none")
+    folder = expanded(output, "output")
+    require_new(folder)
     if file_format == "onnx":
-        return _to_onnx(find_checkpoint(SAM3, source), Path(output), bpe_path)
-    return _to_folder(find_checkpoint(SAM3, source), Path(output), file_format, bpe_path)
+        return _to_onnx(find_checkpoint(SAM3, source), folder, bpe_path)
+    return _to_folder(find_checkpoint(SAM3, source), folder, file_format, bpe_path)
 
 
 def _to_folder(checkpoint: Path, output: Path, file_format: str, bpe_path: str | Path | None) -> list[str]:
     import torch
-
-    from autodistill_sam3.convert.folder import save_folder
 
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(file_format)
     model = load_sam3(checkpoint, boxes=False)

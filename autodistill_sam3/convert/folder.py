@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from autodistill_sam3.errors import CheckpointError, OutputFolderError
 from autodistill_sam3.weights.loading import quiet_transformers
+from autodistill_sam3.weights.paths import is_readable, names_in
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 # Random directions of position encodings: multiplied by 2 pi and a coordinate, 16 bits of them are a visible angle.
 _ALWAYS_FP32 = ("shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
 _MASK_STRIDE = 4
+# Temporary folders are made for their owner alone.
+_FOLDER_MODE = 0o755
 
 
 def save_folder(
@@ -44,9 +50,12 @@ def save_folder(
     _check_complete(model)
     tensors = {name: _cast(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     with new_folder(folder) as partial, quiet_transformers():
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(partial)
         _processor(model, tokenizer).save_pretrained(partial)
+        weights = partial / "model.safetensors"
+        save_file(tensors, weights, metadata={"format": "pt"})
+        # safetensors lets only the owner read what it writes.
+        shutil.copymode(partial / "config.json", weights)
 
 
 @contextlib.contextmanager
@@ -56,8 +65,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputFolderError: `folder` is there and not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputFolderError(f"Expected a new or empty folder for the result, received {folder}.")
+    require_new(folder)
+    # A link to an empty folder stays a link.
+    folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -65,14 +75,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise OutputFolderError(f"Expected to write beside {folder}: {error}. Choose another output.") from error
     try:
         yield partial
-        partial.chmod(0o755)
+        partial.chmod(_FOLDER_MODE)
         partial.replace(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputFolderError(
             f"{folder} could not be written: {error}. Free some space or choose another."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_new(folder: Path) -> None:
+    """Raise OutputFolderError unless a folder is not there yet, or empty."""
+    if folder.is_dir() and not names_in(folder) and is_readable(folder):
+        return
+    if os.path.lexists(folder):
+        raise OutputFolderError(f"Expected a new or empty folder for the result, received {folder}.")
 
 
 def _check_complete(model: Any) -> None:

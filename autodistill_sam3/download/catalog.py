@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.weights.places import FLORENCE2, SAM3, CheckpointKind
+from autodistill_sam3.weights.kinds import FLORENCE2, SAM3, CheckpointKind
 
 TRANSFORMERS = "transformers"
 PT = "pt"

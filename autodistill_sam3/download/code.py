@@ -13,7 +13,7 @@ from autodistill_sam3.download.catalog import CODE
 from autodistill_sam3.download.folder import explained_disk_errors, locked, staging
 from autodistill_sam3.download.hub import require_online
 from autodistill_sam3.errors import DownloadError, SettingError
-from autodistill_sam3.weights.places import SAM3
+from autodistill_sam3.weights.kinds import SAM3
 
 logger = logging.getLogger("autodistill_sam3")
 

@@ -1,11 +1,9 @@
 """A name, folder or file -> a verified local checkpoint, and the model loaded from it."""
 
+from autodistill_sam3.weights.kinds import FLORENCE2, SAM3, CheckpointKind
 from autodistill_sam3.weights.loading import load_image_processor, load_model, load_tokenizer
 from autodistill_sam3.weights.places import (
-    FLORENCE2,
-    SAM3,
     SHAPES,
-    CheckpointKind,
     default_places,
     find_checkpoint,
     find_official_code,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=PreTrainedModel)
 
+_AGAIN = "Copy or download it again."
+
 
 def load_model(model_class: type[Model], folder: Path, config: PreTrainedConfig | None = None) -> Model:
     """Load a transformers model in ``float32``, on the CPU, for inference.
@@ -68,10 +70,10 @@ def load_tensors(
 def _load(model_class: type[Model], folder: Path | None, origin: Path, **keywords: Any) -> tuple[Model, dict[str, Any]]:
     import torch
 
-    load: Any = model_class.from_pretrained
+    strict: Any = type(model_class.__name__, (_ReportsAll, model_class), {})
     try:
         with quiet_transformers():
-            model, report = load(
+            model, report = strict.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -80,8 +82,22 @@ def _load(model_class: type[Model], folder: Path | None, origin: Path, **keyword
             )
     # A damaged folder makes transformers raise nearly anything, also types derived from Exception alone.
     except Exception as error:
-        raise CheckpointError(f"{origin} cannot be loaded as {model_class.__name__}: {error}") from error
+        raise CheckpointError(f"{origin} cannot be loaded as {model_class.__name__}: {error}. {_AGAIN}") from error
+    model.__class__ = model_class
     return model.eval().requires_grad_(False), report
+
+
+class _ReportsAll:
+    """Keeps transformers from dropping unexpected tensors from its report.
+
+    It collects the patterns of names that may be ignored from all parts of a model: `Sam3TrackerModel` may ignore the
+    detector and the detector the tracker, so that `Sam3VideoModel`, which has both, would ignore everything.
+    """
+
+    def post_init(self) -> None:
+        super().post_init()  # type: ignore[misc]  # of the model class that follows
+        # Rotation tables, which every version of the models computes itself.
+        self._keys_to_ignore_on_load_unexpected = {r"\.rotary_emb\."}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -101,7 +117,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             )
     # The tokenizers library raises plain Exception for a damaged file.
     except Exception as error:
-        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {error}. {_AGAIN}") from error
     return tokenizer
 
 
@@ -118,7 +134,7 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
         with quiet_transformers():
             processor: BaseImageProcessor = load(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CheckpointError(f"The image preprocessing in {folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"The image preprocessing in {folder} cannot be loaded: {error}. {_AGAIN}") from error
     return processor
 
 
@@ -132,7 +148,7 @@ def _check_tensors(report: dict[str, Any], origin: Path) -> None:
     if problems:
         raise CheckpointError(
             f"Expected every tensor of the model in {origin}, received {'; '.join(problems)}. "
-            "The file is incomplete or of another model; copy or download it again."
+            f"The file is incomplete or of another model. {_AGAIN}"
         )
 
 

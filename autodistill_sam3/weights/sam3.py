@@ -65,15 +65,18 @@ def load_sam3_tokenizer(
 
     Raises:
         CheckpointNotFoundError: There is none.
-        CheckpointError: It is damaged, or has more tokens than the model.
+        CheckpointError: It is damaged, or of another model.
     """
     path = find_vocabulary(checkpoint, bpe_path)
     tokenizer = load_vocabulary(path)
     config: Any = model.config
     tokens = config.detector_config.text_config.vocab_size
-    if len(tokenizer) > tokens:
+    # A folder's own tokenizer may leave some of the model's embeddings unused; CLIP's has its two special tokens last.
+    is_own = path == checkpoint and len(tokenizer) <= tokens
+    if not is_own and tokenizer("")["input_ids"] != [tokens - 2, tokens - 1]:
         raise CheckpointError(
-            f"Expected the tokenizer of a model with {tokens} tokens, received {path} with {len(tokenizer)}. {BPE_HELP}"
+            f"Expected the tokenizer of a model with {tokens} tokens, received {path} with {len(tokenizer)}, which is "
+            f"of another. {BPE_HELP}"
         )
     return tokenizer
 
@@ -100,9 +103,11 @@ def _from_official(official: OfficialCheckpoint) -> Sam3VideoModel:
     try:
         tensors = to_transformers(official.tensors)
         config = video_config(official.tensors, tensors)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+    # Tensors of impossible shapes and kinds.
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        reason = error.args[0] if error.args else error
         raise CheckpointError(
-            f"{official.path} is incomplete or not SAM 3: {error.args[0]}. Copy or download it again."
+            f"{official.path} is incomplete or not SAM 3: {reason}. Copy or download it again."
         ) from error
 
     def may_lack(name: str) -> bool:

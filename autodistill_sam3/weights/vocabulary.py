@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from autodistill_sam3.errors import CheckpointError, CheckpointNotFoundError
 from autodistill_sam3.weights.loading import load_tokenizer
+from autodistill_sam3.weights.paths import expanded, is_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,23 +37,25 @@ def find_vocabulary(checkpoint: Path, bpe_path: str | Path | None = None) -> Pat
     """The file or folder that a checkpoint's tokenizer is built from.
 
     Args:
-        checkpoint: A folder in transformers layout, which holds its own, or one of Meta's files. For these it is
-            looked for beside the file, in a clone of Meta's code beside it, and in an installed `open_clip` or `sam3`.
+        checkpoint: A folder in transformers layout, or one of Meta's files. Unless the folder holds its own tokenizer,
+            it is looked for beside the file, in a clone of Meta's code beside it, and in an installed `open_clip` or
+            `sam3`.
         bpe_path: `bpe_simple_vocab_16e6.txt.gz` or a `tokenizer.json`; with it nothing else is looked at.
 
     Raises:
         CheckpointNotFoundError: It is in none of the places.
+        SettingError: `bpe_path` is empty, or no path.
     """
     if bpe_path is not None:
-        path = Path(bpe_path).expanduser()
-        if not path.is_file():
+        path = expanded(bpe_path, "bpe_path")
+        if not is_file(path):
             raise CheckpointNotFoundError(f"Expected bpe_path to be a file, received {path}. {BPE_HELP}")
         return path
-    if checkpoint.is_dir():
+    if checkpoint.is_dir() and any(is_file(checkpoint / name) for name in (_TOKENIZER_NAME, "vocab.json")):
         return checkpoint
-    places = _places_of_vocabulary(checkpoint.parent)
+    places = _places_of_vocabulary(checkpoint if checkpoint.is_dir() else checkpoint.parent)
     for path in places:
-        if path.is_file():
+        if is_file(path):
             return path
     listed = "\n".join(f"  {path}" for path in places)
     raise CheckpointNotFoundError(f"No vocabulary for {checkpoint}. Looked at:\n{listed}\n{BPE_HELP}")
@@ -63,16 +66,16 @@ def find_bpe(checkpoint: Path, bpe_path: str | Path | None = None) -> Path:
 
     Raises:
         CheckpointNotFoundError: There is none.
-        CheckpointError: `bpe_path` is of the other kind.
+        CheckpointError: It is damaged, or `bpe_path` is of the other kind.
     """
+    places = [path for path in _places_of_vocabulary(checkpoint.parent) if path.name == BPE_NAME]
     if bpe_path is not None:
-        path = find_vocabulary(checkpoint, bpe_path)
+        places = [find_vocabulary(checkpoint, bpe_path)]
+    for path in places:
         if path.suffix == ".json":
             raise CheckpointError(f"Expected {BPE_NAME} for backend='sam3', received {path}. {BPE_HELP}")
-        return path
-    places = [path for path in _places_of_vocabulary(checkpoint.parent) if path.name == BPE_NAME]
-    for path in places:
-        if path.is_file():
+        if is_file(path):
+            load_vocabulary(path)  # Meta's code would read a damaged one without a word
             return path
     raise CheckpointNotFoundError(f"No {BPE_NAME} for backend='sam3' in {[str(path) for path in places]}. {BPE_HELP}")
 
@@ -98,14 +101,14 @@ def load_vocabulary(path: Path) -> PreTrainedTokenizerBase:
 
     build: Any = CLIPTokenizer  # annotated for file names only
     if path.suffix == ".json":
-        try:
-            tokenizer: PreTrainedTokenizerBase = build(tokenizer_file=str(path), padding_side="right")
-        # The tokenizers library raises plain Exception for a damaged file.
-        except Exception as error:
-            raise CheckpointError(f"The tokenizer {path} cannot be loaded: {error}. {BPE_HELP}") from error
+        keywords: dict[str, Any] = {"tokenizer_file": str(path)}
     else:
-        vocabulary, merges = read_bpe(path)
-        tokenizer = build(vocab=vocabulary, merges=merges, padding_side="right")
+        keywords = dict(zip(("vocab", "merges"), read_bpe(path), strict=True))
+    try:
+        tokenizer: PreTrainedTokenizerBase = build(**keywords, padding_side="right")
+    # The tokenizers library raises plain Exception for a damaged file.
+    except Exception as error:
+        raise CheckpointError(f"The vocabulary {path} cannot be used: {error}. {BPE_HELP}") from error
     return tokenizer
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,14 +115,42 @@ def test_output_that_is_taken(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object, **keywords: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from autodistill_sam3.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["convert", "--input", "shapes", "--format", "transformers", "--output", sys.argv[1]]))
+"""
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(OutputFolderError, match="No space left"):
-        convert("shapes", "transformers", tmp_path / "out")
+
+def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files fails the write where a full disk would."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    convert("shapes", "transformers", tmp_path / "out")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == 0o644
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_output_in_the_home_folder_or_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    convert("shapes", "bf16", "~/out")
+    assert (tmp_path / "out" / "config.json").is_file()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    convert("shapes", "bf16", tmp_path / "link")
+    assert (tmp_path / "empty" / "config.json").is_file()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputFolderError, match="new or empty"):
+        convert("shapes", "bf16", tmp_path / "dangling")
 
 
 def test_settings() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,9 @@ from autodistill_sam3 import CheckpointError, CheckpointNotFoundError, GroundedS
 from autodistill_sam3.cli import main
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.ontology import PromptPairs
+from autodistill_sam3.segmentation import load_segmenter
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
-from autodistill_sam3.weights import SAM3, find_checkpoint, load_sam3
+from autodistill_sam3.weights import SAM3, find_checkpoint, load_sam3, load_sam3_tokenizer
 from autodistill_sam3.weights.official import read_official
 
 from . import narrow
@@ -158,8 +161,8 @@ def test_trainer_checkpoint_says_where_the_tracker_is(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"The tracker half.*sam3\.pt"):
         GroundedSAM3(ONTOLOGY, checkpoint=trainer_file, bpe_path=BPE, florence2_checkpoint="shapes", prompting="boxes")
-    model = SegmentAnything3(ONTOLOGY, checkpoint=trainer_file, bpe_path=BPE, device="cpu")
-    assert model.predict(np.zeros((40, 60, 3), np.uint8)).mask is not None
+    model = SegmentAnything3(ONTOLOGY, checkpoint=trainer_file, bpe_path=BPE, confidence=0.0, device="cpu")
+    assert len(model.predict(np.zeros((40, 60, 3), np.uint8))) > 0
     (tmp_path / "images").mkdir()
     flags = ["--checkpoint", str(trainer_file), "--bpe-path", str(BPE), "--florence2-checkpoint", "shapes"]
     assert main(["label", str(tmp_path / "images"), "--class", "ball", *flags]) == 1
@@ -198,6 +201,28 @@ def without(name: str) -> Callable[[Tensors], Tensors]:
         (without(MASK_TOKENS), r"1 missing \(tracker_model.mask_decoder.mask_tokens"),
         (without("tracker.maskmem_backbone.out_proj.weight"), "missing|incomplete"),
         (lambda tensors: tensors | {"detector.stray": torch.zeros(1)}, r"detector\.stray"),
+        *(
+            (lambda tensors, name=name: tensors | {name: torch.zeros(1)}, r"1 unexpected")
+            for name in (
+                "detector.dot_prod_scoring.garbage",
+                "detector.backbone.vision_backbone.trunk.garbage",
+                "detector.backbone.vision_backbone.sam2_convs.0.garbage.weight",
+                "tracker.sam_mask_decoder.garbage.weight",
+                "tracker.garbage",
+            )
+        ),
+        *(
+            (lambda tensors, name=name, tensor=tensor: tensors | {name: tensor}, "incomplete or not SAM 3")
+            for name, tensor in (
+                ("detector.backbone.language_backbone.resizer.weight", torch.zeros(())),
+                ("detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.bias", torch.zeros(())),
+                ("detector.backbone.vision_backbone.trunk.blocks.0.attn.freqs_cis", torch.zeros(())),
+                ("detector.backbone.vision_backbone.trunk.blocks.0.attn.freqs_cis", torch.zeros(576, 5)),
+                ("tracker.sam_prompt_encoder.point_embeddings.1.weight", torch.zeros(1, 7)),
+                (HEAD, torch.zeros(3, 3, dtype=torch.int8)),
+            )
+        ),
+        (without("detector.backbone.vision_backbone.trunk.blocks.0.attn.freqs_cis"), "1 tables of rotations for 2"),
         (lambda tensors: tensors | {HEAD: torch.zeros(3, 3)}, "mismatched.*box_head.*3, 3"),
         (lambda tensors: tensors | {MASK_TOKENS: torch.zeros(1, 1)}, "mismatched.*mask_tokens"),
         (without("detector.backbone.language_backbone.resizer.weight"), "incomplete"),
@@ -219,8 +244,22 @@ def test_truncated(official_file: Path, tmp_path: Path, share: float) -> None:
     content = official_file.read_bytes()
     path = tmp_path / "sam3.pt"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match="damaged or cut off"):
+    with pytest.raises(CheckpointError, match=r"damaged|cut off"):
         load(path)
+
+
+def test_what_trainers_keep_beside_tensors(tensors: Tensors, tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    counts: collections.defaultdict[str, int] = collections.defaultdict(int, steps=3)
+    content = {"state_dict": wrapped, "best": np.float64(0.3), "curve": np.arange(3.0), "counts": counts}
+    assert read_official(saved(content, tmp_path / "wrapped.pt")).tensors.keys() == tensors.keys()
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {"x": torch.zeros(1)}
+    content["model"] = content
+    with pytest.raises(CheckpointError, match="other tensors"):
+        load(saved(content, tmp_path / "sam3.pt"))
 
 
 class Evil:
@@ -237,7 +276,7 @@ class Evil:
 def test_nothing_in_a_file_is_executed(tensors: Tensors, tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "sam3.pt"
     torch.save({HEAD: tensors[HEAD], "evil": Evil(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="never executed"):
+    with pytest.raises(CheckpointError, match=r"getattr.*is ever executed.*state_dict"):
         load(path)
     assert not (tmp_path / "ran").exists()
 
@@ -253,6 +292,7 @@ def test_nothing_in_a_file_is_executed(tensors: Tensors, tmp_path: Path, zipped:
         ({"image_encoder.blocks.0.norm1.weight": torch.zeros(2)}, "SAM 1"),
         ({"detector_model.vision_encoder.x": torch.zeros(2)}, "transformers' names"),
         ({"language_model.x": torch.zeros(2)}, "Florence-2"),
+        ({"backbone.vision_backbone.trunk.x": torch.zeros(2)}, "enable_segmentation"),
     ],
 )
 def test_other_content(tmp_path: Path, content: object, message: str) -> None:
@@ -281,23 +321,54 @@ def test_vocabulary_is_looked_for_beside_the_file(
         assert find_vocabulary(folder / "sam3.pt") == path
 
 
+HEADLESS = gzip.compress(gzip.decompress(BPE.read_bytes()).split(b"\n", 1)[1])
+
+
+@pytest.mark.parametrize("backend", ["transformers", "sam3"])
 @pytest.mark.parametrize(
     "content",
-    [b"", b"text", gzip.compress(b"version\na b\n"), gzip.compress(b"\xff\xfe"), BPE.read_bytes()[:5000]],
+    [
+        b"",
+        b"text",
+        gzip.compress(b""),
+        gzip.compress(b"version\na b\n"),
+        gzip.compress(b"\xff\xfe"),
+        BPE.read_bytes()[:5000],
+        HEADLESS,
+    ],
 )
-def test_damaged_vocabulary_says_where_to_get_it(official_file: Path, tmp_path: Path, content: bytes) -> None:
+def test_damaged_vocabulary_says_where_to_get_it(
+    official_file: Path, tmp_path: Path, content: bytes, backend: Any
+) -> None:
     path = tmp_path / BPE.name
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="openai/CLIP"):
-        TransformersSegmenter.load(official_file, bpe_path=path, device="cpu")
-    (tmp_path / "tokenizer.json").write_bytes(content)
+        load_segmenter(official_file, backend=backend, bpe_path=path, device="cpu")
+
+
+@pytest.mark.parametrize("content", ["", "{", json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}})])
+def test_damaged_tokenizer_says_where_to_get_another(official_file: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
     with pytest.raises(CheckpointError, match="openai/CLIP"):
-        TransformersSegmenter.load(official_file, bpe_path=tmp_path / "tokenizer.json", device="cpu")
+        TransformersSegmenter.load(official_file, bpe_path=path, device="cpu")
 
 
-def test_vocabulary_of_another_model_is_refused() -> None:
+def test_vocabulary_of_another_model_is_refused(official_file: Path) -> None:
+    shapes = find_checkpoint(SAM3, "shapes")
     with pytest.raises(CheckpointError, match="49408"):
-        TransformersSegmenter.load(find_checkpoint(SAM3, "shapes"), bpe_path=BPE, device="cpu")
+        TransformersSegmenter.load(shapes, bpe_path=BPE, device="cpu")
+    with pytest.raises(CheckpointError, match="377"):
+        TransformersSegmenter.load(official_file, bpe_path=shapes / "tokenizer.json", device="cpu")
+
+
+def test_folder_without_a_tokenizer_takes_metas_vocabulary(converted_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sam3"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).symlink_to(converted_folder / name)
+    (folder / BPE.name).symlink_to(BPE)
+    assert load_sam3_tokenizer(folder, load_sam3(folder))("red circle")["input_ids"] == [49406, 736, 7117, 49407]
 
 
 def test_several_checkpoints_in_one_folder(
@@ -306,7 +377,7 @@ def test_several_checkpoints_in_one_folder(
     folder = tmp_path / "sam3"
     folder.mkdir()
     (folder / "sam2_hiera_base_plus.pt").symlink_to(official_file)
-    with pytest.raises(CheckpointNotFoundError, match=r"holds sam2_hiera_base_plus\.pt, an older model"):
+    with pytest.raises(CheckpointNotFoundError, match=r"holds sam2_hiera_base_plus\.pt, another model"):
         find_checkpoint(SAM3, tmp_path)
     for name in ("finetuned.pth", "sam3.1_multiplex.pt", "sam3.pt"):
         (folder / name).symlink_to(official_file)

@@ -19,7 +19,7 @@ _NECK_SCALES = (4.0, 2.0, 1.0, 0.5)
 # CLIP's text encoders have heads of this width whatever their size.
 _TEXT_HEAD_WIDTH = 64
 # Of the published models; for files that leave the rotary tables out.
-_HEADS, _GLOBAL_LAYERS = 16, (7, 15, 23, 31)
+_DEPTH, _HEADS, _GLOBAL_LAYERS = 32, 16, (7, 15, 23, 31)
 
 
 def video_config(official: Mapping[str, torch.Tensor], converted: Mapping[str, torch.Tensor]) -> Sam3VideoConfig:
@@ -33,6 +33,7 @@ def video_config(official: Mapping[str, torch.Tensor], converted: Mapping[str, t
 
     Raises:
         KeyError: A tensor that says a width is missing.
+        ValueError: The tables do not fit the image encoder.
     """
     from transformers import Sam3Config, Sam3VideoConfig
 
@@ -61,14 +62,15 @@ def video_config(official: Mapping[str, torch.Tensor], converted: Mapping[str, t
 def _vision(official: Mapping[str, torch.Tensor], converted: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     backbone = f"{_DETECTOR}vision_encoder.backbone."
     width = len(converted[f"{backbone}embeddings.patch_embeddings.projection.weight"])
-    heads, global_layers = _attention(official, width)
+    depth = _depth(converted, f"{backbone}layers.")
+    heads, global_layers = _attention(official, width, depth)
     levels = _depth(converted, f"{_DETECTOR}vision_encoder.neck.fpn_layers.")
     return {
         "backbone_config": {
             "model_type": "sam3_vit_model",
             "hidden_size": width,
             "intermediate_size": len(converted[f"{backbone}layers.0.mlp.fc1.weight"]),
-            "num_hidden_layers": _depth(converted, f"{backbone}layers."),
+            "num_hidden_layers": depth,
             "num_attention_heads": heads,
             "global_attn_indexes": list(global_layers),
             "layer_norm_eps": VIT_NORM_EPSILON,
@@ -78,16 +80,20 @@ def _vision(official: Mapping[str, torch.Tensor], converted: Mapping[str, torch.
     }
 
 
-def _attention(official: Mapping[str, torch.Tensor], width: int) -> tuple[int, tuple[int, ...]]:
+def _attention(official: Mapping[str, torch.Tensor], width: int, depth: int) -> tuple[int, tuple[int, ...]]:
     """Heads of the ViT, and the layers that attend over the whole image, from the tables of rotations.
 
     A table has a row for each patch that a layer sees and a column for each pair of channels of a head.
     """
     tables = {int(match[1]): table for name, table in official.items() if (match := _ROTATIONS.fullmatch(name))}
-    if not tables:
+    if not tables and depth == _DEPTH:
         return _HEADS, _GLOBAL_LAYERS
+    if sorted(tables) != list(range(depth)):
+        raise ValueError(f"{len(tables)} tables of rotations for {depth} layers of the image encoder")
     most = max(len(table) for table in tables.values())
-    heads = width // (2 * next(iter(tables.values())).shape[1])
+    heads, rest = divmod(width, 2 * tables[0].shape[1])
+    if rest or not heads:
+        raise ValueError(f"tables of {tables[0].shape[1]} rotations for a width of {width}")
     return heads, tuple(layer for layer, table in sorted(tables.items()) if len(table) == most)
 
 

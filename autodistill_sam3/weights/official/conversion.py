@@ -28,13 +28,15 @@ def to_transformers(official: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
     Raises:
         KeyError: A name is not known, or two tensors would have one name.
-        ValueError: A fused tensor does not divide into its parts.
+        ValueError: A fused tensor does not divide into its parts, or one is not of floating-point numbers.
     """
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in _reshape({name: official[name] for name in official if not DROPPED.fullmatch(name)}):
         target = translate(name)
         if target in converted:
             raise KeyError(f"Two tensors of the checkpoint would be {target}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is of {tensor.dtype}")
         converted[target] = tensor.contiguous()
     # The prompt encoder and the image share one matrix; transformers keeps it twice.
     if _POSITIONS in converted:

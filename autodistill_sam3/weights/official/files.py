@@ -7,7 +7,10 @@ ultralytics#26144) and whose video half is another model.
 
 from __future__ import annotations
 
+import pickle
 import re
+import zipfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ TRACKER_HELP = (
 )
 
 _TRUNK = "backbone.vision_backbone.trunk."
+_MASK_HEAD = "segmentation_head."
 _BOX_DECODER = "tracker.sam_mask_decoder."
 _MEMORY = "tracker.maskmem_backbone."
 _INTERACTIVE = "inst_interactive_predictor.model."
@@ -37,9 +41,15 @@ _RENAMES_3_1 = (
 )
 # SAM 3.1 tracks with other modules, and feeds them from a neck of their own.
 _DROPPED_3_1 = re.compile(r"tracker\.model\..*|detector\.backbone\.vision_backbone\.propagation_convs\..*")
+# What trainers and frameworks put a state dict into, and before its names.
+_WRAPPERS = ("model", "state_dict")
+_WRAPPED_NAME = "module."
 # In this order: a name of the one model may begin like one of the next.
 _OTHER_MODELS = (
-    ("detector_model.", "SAM 3 under transformers' names; put its config.json and model.safetensors into one folder"),
+    (
+        "detector_model.",
+        "SAM 3 under transformers' names: give the folder with its config.json, to backend='transformers'",
+    ),
     ("image_encoder.trunk.", "SAM 2"),
     ("image_encoder.blocks.", "SAM 1"),
     ("image_encoder.", "an older Segment Anything model"),
@@ -83,23 +93,26 @@ def read_official(path: Path) -> OfficialCheckpoint:
         title = SAM3_1 if any(name.startswith(_MULTIPLEX) for name in tensors) else "SAM 3"
         return OfficialCheckpoint(path, title, _without_multiplex(tensors))
     if any(name.startswith(_TRUNK) for name in tensors):
+        _require_mask_head(tensors, path)
         return OfficialCheckpoint(path, "SAM 3 as Meta's trainer saves it", _from_trainer(tensors))
     raise _not_sam3(tensors, path)
 
 
 def _read_tensors(path: Path) -> Tensors:
-    if not path.is_file():
-        raise CheckpointError(f"Expected a checkpoint file, received {path}, which is no file.")
     try:
-        content = _unpickle(path) if path.suffix != ".safetensors" else _read_safetensors(path)
-    # Damaged files make torch and safetensors raise nearly anything: EOFError, RuntimeError, KeyError, UnpicklingError.
+        content = _unpickle(path) if path.suffix.lower() != ".safetensors" else _read_safetensors(path)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise CheckpointError(f"Expected a checkpoint file, received {path}: {error.strerror}.") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error))) from error
+    # Damaged files make torch and safetensors raise nearly anything: EOFError, RuntimeError, KeyError.
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {_first_line(error)} It is damaged or cut off, or holds more than "
-            "tensors, which is never executed. Copy or download it again."
+            f"{path} is damaged or cut off: {_first_line(error)} Copy or download it again."
         ) from error
-    while isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     tensors = _only_tensors(content)
     if not tensors:
         raise CheckpointError(f"Expected named tensors in {path}, received {type(content).__name__} without any.")
@@ -107,12 +120,40 @@ def _read_tensors(path: Path) -> Tensors:
 
 
 def _unpickle(path: Path) -> Any:
-    import zipfile
-
     import torch
 
     # Files from before torch 1.6 are no zip archives and cannot be mapped.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with torch.serialization.safe_globals(_plain_values()):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _plain_values() -> list[Any]:
+    """What trainers keep beside tensors and cannot do anything: NumPy's numbers and arrays, and counters."""
+    import numpy as np
+
+    try:
+        from numpy._core import multiarray
+    except ImportError:  # before NumPy 2
+        from numpy.core import multiarray  # type: ignore[no-redef]
+    rebuild: Any = multiarray
+    # NumPy 1 and 2 write different names.
+    functions = [
+        (getattr(rebuild, name), f"{module}.{name}")
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("scalar", "_reconstruct")
+    ]
+    kinds = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
+    return [np.dtype, np.ndarray, defaultdict, int, float, list, dict, *functions, *kinds]
+
+
+def _refusal(path: Path, reason: str) -> str:
+    name = re.search(r"GLOBAL ([\w.]+)", reason)
+    if name is None:
+        return f"{path} is damaged, cut off or no checkpoint. Copy or download it again."
+    return (
+        f"Expected a checkpoint of tensors in {path}, received one with {name[1]}, and nothing in a checkpoint is ever "
+        "executed. Save its tensors alone, with torch.save(model.state_dict(), ...)."
+    )
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -131,7 +172,19 @@ def _only_tensors(content: Any) -> Tensors:
 
     if not isinstance(content, Mapping):
         return {}
-    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {
+        str(name).removeprefix(_WRAPPED_NAME): value
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _require_mask_head(tensors: Tensors, path: Path) -> None:
+    if not any(name.startswith(_MASK_HEAD) for name in tensors):
+        raise CheckpointError(
+            f"Expected a checkpoint that makes masks, received {path}, which was trained without "
+            "(enable_segmentation: False). Train with it, or use sam3.pt."
+        )
 
 
 def _not_sam3(tensors: Tensors, path: Path) -> CheckpointError:

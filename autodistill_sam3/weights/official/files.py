@@ -10,7 +10,6 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +127,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _plain_values() -> list[Any]:
-    """What trainers keep beside tensors and cannot do anything: NumPy's numbers and arrays, and counters."""
+    """What trainers keep beside tensors and cannot do anything: NumPy's numbers and arrays."""
     import numpy as np
 
     try:
@@ -143,16 +142,15 @@ def _plain_values() -> list[Any]:
         for name in ("scalar", "_reconstruct")
     ]
     kinds = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
-    return [np.dtype, np.ndarray, defaultdict, int, float, list, dict, *functions, *kinds]
+    return [np.dtype, np.ndarray, *functions, *kinds]
 
 
 def _refusal(path: Path, reason: str) -> str:
     name = re.search(r"GLOBAL ([\w.]+)", reason)
-    if name is None:
-        return f"{path} is damaged, cut off or no checkpoint. Copy or download it again."
+    what = f"holds {name[1]}" if name else "is damaged, or holds objects"
     return (
-        f"Expected a checkpoint of tensors in {path}, received one with {name[1]}, and nothing in a checkpoint is ever "
-        "executed. Save its tensors alone, with torch.save(model.state_dict(), ...)."
+        f"{path} {what}, and nothing in a checkpoint is ever executed. Copy or download it again, or save its tensors "
+        "alone with torch.save(model.state_dict(), ...)."
     )
 
 

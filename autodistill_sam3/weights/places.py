@@ -128,6 +128,7 @@ def _not_found(kind: CheckpointKind, looked_at: list[tuple[str, Path]], official
     layouts = [] if official else [f"a folder with {CONFIG} and {WEIGHTS[0]}"]
     layouts += kind.official_files
     places = "\n".join(f"  - {place}: {folder}{what_lies_there(kind, folder, official)}" for place, folder in looked_at)
+    hint = "\nThe official code needs `autodistill-sam3 download sam3 --format pt`." if official else ""
     return CheckpointNotFoundError(
-        f"No {kind.title} checkpoint found ({', or '.join(layouts)}). Looked at:\n{places}\n{kind.help}"
+        f"No {kind.title} checkpoint found ({', or '.join(layouts)}). Looked at:\n{places}\n{kind.help}{hint}"
     )

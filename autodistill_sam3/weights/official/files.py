@@ -7,6 +7,7 @@ ultralytics#26144) and whose video half is another model.
 
 from __future__ import annotations
 
+import builtins
 import pickle
 import re
 import zipfile
@@ -147,7 +148,9 @@ def _plain_values() -> list[Any]:
 
 def _refusal(path: Path, reason: str) -> str:
     name = re.search(r"GLOBAL ([\w.]+)", reason)
-    what = f"holds {name[1]}" if name else "is damaged, or holds objects"
+    # In a file of something else, any bytes may look like a name.
+    is_name = name is not None and ("." in name[1] or hasattr(builtins, name[1]))
+    what = f"holds {name[1]}" if name and is_name else "is damaged, or holds objects"
     return (
         f"{path} {what}, and nothing in a checkpoint is ever executed. Copy or download it again, or save its tensors "
         "alone with torch.save(model.state_dict(), ...)."

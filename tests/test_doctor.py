@@ -433,7 +433,11 @@ def without_a_shard(folder):
         (change_config(model_type="florence2"), "taken", "model_type 'florence2'"),
         (write("config.json", "{"), "taken", "cannot be read"),
         (lambda folder: (folder / "model.safetensors").unlink(), "taken", "model.safetensors"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "vocabulary", "Expected the tokenizer of a model with 377"),
+        (
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "vocabulary",
+            "Expected the tokenizer of a model with 377",
+        ),
         (write("tokenizer.json", "{"), "vocabulary", "cannot be loaded"),
     ],
 )

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from autodistill_sam3.instances import compact_masks, tight_xyxy, trim_crop
 from autodistill_sam3.labeling.polygons import crop_to_yolo, outline_of
 from autodistill_sam3.labeling.rle import crop_to_rle, rle_to_crop, rle_to_mask
+from autodistill_sam3.segmentation.grouping import group_by_image
 from autodistill_sam3.segmentation.masks import upsample_logits
 
 
@@ -148,3 +149,17 @@ def test_upsampling_equals_the_full_interpolation(seed, image_hw, offset):
         mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
     undecided = np.abs(expected) < 1e-4
     assert ((mask == (expected > 0)) | undecided).all()
+
+
+def test_an_image_with_empty_masks_alone_has_no_instances():
+    logits = torch.full((4, 8, 8), -1.0)
+    logits[1, 2:5, 2:5] = logits[3, :4, :4] = 1.0
+    images, prompts = torch.tensor([2, 0, 0, 0]), torch.tensor([5, 6, 7, 8])
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    [(image, found)] = group_by_image([(16, 16)] * 3, "text", (images, prompts), scores, logits)
+    assert image == 0
+    assert found.prompt_index.tolist() == [6, 8]
+    np.testing.assert_array_equal(found.scores, scores[[1, 3]].numpy())
+    assert [found.masks.area[index] for index in range(2)] == [36, 64]
+    none = torch.zeros(0, dtype=torch.int64)
+    assert not list(group_by_image([(16, 16)], "text", (none, none), torch.zeros(0), torch.zeros(0, 8, 8)))

@@ -218,6 +218,21 @@ def test_any_text_is_a_prompt(shapes_segmenter, images, prompt):
     assert np.isfinite(result.presence).all()
 
 
+@pytest.mark.parametrize("prompt", ["<|endoftext|> red", "<|startoftext|>", "a<|endoftext|>b"])
+def test_the_names_of_special_tokens_are_text(shapes_segmenter, images, monkeypatch, prompt):
+    monkeypatch.setattr(shapes_segmenter, "_texts", {})
+    seen = []
+    hook = shapes_segmenter._model.detector_model.text_encoder.register_forward_pre_hook(
+        lambda _, __, keywords: seen.append(keywords["input_ids"][keywords["attention_mask"].bool()]), with_kwargs=True
+    )
+    try:
+        shapes_segmenter.segment_text(shapes_segmenter.encode(images[:1]), [prompt], [0.5])
+    finally:
+        hook.remove()
+    [ids] = seen
+    assert not set(ids[1:-1].tolist()) & set(shapes_segmenter._tokenizer.all_special_ids)
+
+
 def test_full_size_on_a_cpu_is_announced(monkeypatch, caplog):
     from autodistill_sam3.weights import SAM3, find_checkpoint
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from autodistill_sam3.instances import Instances, Source, compact_masks
+from autodistill_sam3.segmentation.checks import check_finite, finite
 from autodistill_sam3.segmentation.masks import upsample_logits
 
 
@@ -18,7 +19,7 @@ def group_by_image(
     scores: torch.Tensor,
     logits: torch.Tensor,
 ) -> Iterator[tuple[int, Instances]]:
-    """K masks of any images -> one `Instances` per image that has a mask with at least one pixel.
+    """K masks of any images -> one `Instances` per image that has a mask with at least one pixel, without the others.
 
     Args:
         image_hw: Height and width in pixels of each image of the batch.
@@ -26,16 +27,23 @@ def group_by_image(
         index: Two (K,) integer tensors: which image each mask belongs to, and which prompt it answers.
         scores: (K,) in 0..1.
         logits: (K, h, w), each covering its whole image.
+
+    Raises:
+        CheckpointError: A score or a mask is not finite.
     """
     images, prompts = (values.cpu().numpy() for values in index)
-    values, low_resolution = scores.float().cpu().numpy(), logits.float().cpu().numpy()
+    values, low_resolution = finite(scores), logits.float().cpu().numpy()
+    # The maximum is NaN if a logit is; minus infinity is what fp16 makes of a pixel that is surely not in the mask.
+    check_finite(low_resolution.max(initial=0))
     for image in np.unique(images):
         hw = image_hw[image]
         members = np.flatnonzero(images == image)
-        crops = {int(index): upsample_logits(low_resolution[index], hw) for index in members}
-        kept = [index for index, crop in crops.items() if crop is not None]
-        masks = compact_masks([crop for crop in crops.values() if crop is not None], hw)
-        yield int(image), Instances(masks, values[kept], prompts[kept].astype(np.int64), source)
+        upsampled = {int(member): upsample_logits(low_resolution[member], hw) for member in members}
+        crops = {member: crop for member, crop in upsampled.items() if crop is not None}
+        if crops:
+            kept = list(crops)
+            masks = compact_masks(crops.values(), hw)
+            yield int(image), Instances(masks, values[kept], prompts[kept].astype(np.int64), source)
 
 
 def concatenate(parts: list[Instances], image_hw: tuple[int, int], source: Source) -> Instances:

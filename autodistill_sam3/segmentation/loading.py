@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from autodistill_sam3.devices import Precision
+from autodistill_sam3.devices import Precision, autocast_dtype, select_device
 from autodistill_sam3.errors import CheckpointError, SettingError
 from autodistill_sam3.segmentation.segmenter import Segmenter
 from autodistill_sam3.weights import find_bpe, find_official_code, require_boxes
@@ -47,6 +47,8 @@ def load_segmenter(
         SettingError: The back end or the precision is unknown.
     """
     check_backend(backend)
+    # Before gigabytes are read.
+    autocast_dtype(precision, select_device(device))
     if backend == "sam3":
         return _load_official(checkpoint, bpe_path, boxes, device, precision)
     from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter

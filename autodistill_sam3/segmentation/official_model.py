@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ from unittest import mock
 
 import torch
 
-from autodistill_sam3.errors import CheckpointError
-from autodistill_sam3.segmentation.official_package import contained, import_official
+from autodistill_sam3.errors import CheckpointError, MissingPackageError
+from autodistill_sam3.segmentation.official_package import GET_PINNED, contained, import_official
 from autodistill_sam3.weights.official.files import TRACKER_HELP
 
 _DETECTOR = "detector."
@@ -30,6 +31,7 @@ _NO_TABLES: Mapping[str, Mapping[str, None]] = {
     "PositionEmbeddingSine": {"precompute_resolution": None},
     "TransformerDecoder": {"resolution": None, "stride": None},
 }
+_BUILDER = "build_sam3_image_model"
 _NAMES_SHOWN = 3
 
 
@@ -46,8 +48,9 @@ def build_official_model(
         with_boxes: Whether to build the tracker half, which turns boxes into masks. Without, its tensors are ignored.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape, or there is no package in `code`.
-        MissingPackageError: The package cannot be imported.
+        CheckpointError: A tensor is missing, unexpected or of another shape, or there is no package in `code`, or
+            another version of it.
+        MissingPackageError: The package cannot be imported, or the installed one is of another version.
     """
     with torch.random.fork_rng(devices=[]):
         model = build_untrained(bpe_path, code=code, with_boxes=with_boxes)
@@ -58,11 +61,28 @@ def build_official_model(
 def build_untrained(bpe_path: Path, *, code: Path | None = None, with_boxes: bool = True) -> torch.nn.Module:
     """The same with weights drawn from torch's random numbers."""
     builder = import_official(code)
+    arguments = {
+        "bpe_path": str(bpe_path),
+        "device": "cpu",
+        "load_from_HF": False,
+        "enable_inst_interactivity": with_boxes,
+    }
+    misfits = list(_misfits(builder, {**_NO_TABLES, _BUILDER: arguments}))
+    if misfits:
+        refusal = MissingPackageError if code is None else CheckpointError
+        raise refusal(f"{builder.__file__} does not fit: {'; '.join(misfits)}. This is another version. {GET_PINNED}.")
     with building(builder):
-        model: torch.nn.Module = builder.build_sam3_image_model(
-            bpe_path=str(bpe_path), device="cpu", load_from_HF=False, enable_inst_interactivity=with_boxes
-        )
+        model: torch.nn.Module = getattr(builder, _BUILDER)(**arguments)
     return model
+
+
+def _misfits(builder: ModuleType, calls: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
+    """What is not there or does not take these arguments."""
+    for name, arguments in calls.items():
+        try:
+            inspect.signature(getattr(builder, name)).bind_partial(**arguments)
+        except (AttributeError, TypeError, ValueError) as error:
+            yield f"{name} ({error})"
 
 
 def move_official(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

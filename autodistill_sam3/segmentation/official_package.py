@@ -28,6 +28,7 @@ from autodistill_sam3.errors import CheckpointError, MissingPackageError, Settin
 logger = logging.getLogger("autodistill_sam3")
 
 INSTALL = "pip install 'autodistill-grounded-sam3[sam3]'"
+GET_PINNED = "Get the pinned one with `autodistill-sam3 download sam3-code`"
 
 # What its README asks for. Its imports fail below 2.3, which brought `sdpa_kernel`.
 _TORCH_NEEDED = "2.7"
@@ -51,14 +52,30 @@ def import_official(code: Path | None = None) -> ModuleType:
 
     Raises:
         CheckpointError: There is no such package in `code`.
-        MissingPackageError: The package or one that it needs is not installed, or torch is too old for it.
+        MissingPackageError: The package or one that it needs is not installed, torch is too old for it, or it cannot be
+            imported for another reason.
         SettingError: Another `sam3` is imported already.
     """
     folder = _installed_folder() if code is None else _folder_in(code)
     logger.info("Running the official SAM 3 code in %s", folder)
     _check_not_another(folder)
     with contained(torch.device("cpu")):
-        return _import(folder)
+        return _import(folder, "sam3.model_builder")
+
+
+def import_processor() -> Any:
+    """The class `Sam3Processor` of the package that :func:`import_official` imported.
+
+    Raises:
+        MissingPackageError: It cannot be imported.
+    """
+    folder = _installed_folder()
+    with contained(torch.device("cpu")):
+        module = _import(folder, "sam3.model.sam3_image_processor")
+    processor = getattr(module, "Sam3Processor", None)
+    if processor is None:
+        raise MissingPackageError(f"{module.__file__} has no Sam3Processor: this is another version. {GET_PINNED}.")
+    return processor
 
 
 @contextlib.contextmanager
@@ -128,18 +145,19 @@ def _check_not_another(folder: Path) -> None:
         )
 
 
-def _import(folder: Path) -> ModuleType:
+def _import(folder: Path, name: str) -> ModuleType:
     path, before = list(sys.path), set(sys.modules)
     try:
         if getattr(sys.modules.get("sam3"), "__file__", None) is None:
             _execute_package(folder)
-        return importlib.import_module("sam3.model_builder")
+        return importlib.import_module(name)
     except BaseException as error:
         # What was imported before the failure would hide from the next attempt that something was installed since.
-        for name in set(sys.modules) - before:
-            if name.split(".")[0] == "sam3":
-                del sys.modules[name]
-        if isinstance(error, ImportError | AttributeError):
+        for loaded in set(sys.modules) - before:
+            if loaded.split(".")[0] == "sam3":
+                del sys.modules[loaded]
+        # Its code runs, so that anything can come out of it.
+        if isinstance(error, Exception):
             raise MissingPackageError(_reason(error, folder)) from error
         raise
     finally:
@@ -161,8 +179,8 @@ def _execute_package(folder: Path) -> None:
         raise
 
 
-def _reason(error: ImportError | AttributeError, folder: Path) -> str:
-    name = (getattr(error, "name", None) or "").split(".")[0]
+def _reason(error: Exception, folder: Path) -> str:
+    name = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
     if name == "torch" or (isinstance(error, AttributeError) and "torch" in str(error)):
         return (
             f"The official SAM 3 needs torch {_TORCH_NEEDED} or newer, received {torch.__version__} ({error}). "
@@ -171,7 +189,10 @@ def _reason(error: ImportError | AttributeError, folder: Path) -> str:
     if isinstance(error, ModuleNotFoundError) and name and name != "sam3":
         package = _DISTRIBUTIONS.get(name, name)
         return f"The official SAM 3 needs {name}, which is not installed. Run: {INSTALL}, or: pip install '{package}'"
-    return f"The official SAM 3 in {folder} cannot be imported: {error}. Get a complete copy, or run: {INSTALL}"
+    return (
+        f"The official SAM 3 in {folder} cannot be imported: {type(error).__name__}: {error}. "
+        f"It is damaged or of another version. {GET_PINNED}, or install it: {INSTALL}"
+    )
 
 
 # Containing.

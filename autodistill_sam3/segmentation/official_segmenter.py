@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from PIL import Image
 from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select_device
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
+from autodistill_sam3.segmentation.checks import check_boxes, check_thresholds, finite
 from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
 from autodistill_sam3.segmentation.official_model import build_official_model, move_official
-from autodistill_sam3.segmentation.official_package import contained
+from autodistill_sam3.segmentation.official_package import contained, import_processor
 from autodistill_sam3.segmentation.segmenter import TextResult
 from autodistill_sam3.weights import require_boxes
 
@@ -72,14 +72,15 @@ class OfficialSegmenter:
 
         Raises:
             DeviceError: The device is not on this machine.
+            MissingPackageError: The package is of another version.
             SettingError: The precision is unknown.
         """
         self.device = select_device(device)
         self._dtype = autocast_dtype(precision, self.device)
+        processor = import_processor()
         with contained(self.device):
             self._model: Any = move_official(model, self.device)
-            processors = importlib.import_module("sam3.model.sam3_image_processor")
-            self._processor: Any = processors.Sam3Processor(self._model, device=self.device)
+            self._processor: Any = processor(self._model, device=self.device)
         if self._box_predictor is not None:
             # It would fill holes in full-size masks, which are not used; the logits are not affected.
             self._box_predictor._transforms.max_hole_area = 0
@@ -101,9 +102,10 @@ class OfficialSegmenter:
         """Build the model from the tensors of an official checkpoint; see `build_official_model`.
 
         Raises:
-            CheckpointError: A tensor is missing, unexpected or of another shape, or there is no package in `code`.
+            CheckpointError: A tensor is missing, unexpected or of another shape, or there is no package in `code`, or
+                another version of it.
             DeviceError: The device is not on this machine.
-            MissingPackageError: The package cannot be imported.
+            MissingPackageError: The package cannot be imported, or the installed one is of another version.
             SettingError: The precision is unknown.
         """
         # Before time is spent on building.
@@ -128,6 +130,7 @@ class OfficialSegmenter:
         self, features: OfficialFeatures, prompts: Sequence[str], min_scores: Sequence[float]
     ) -> list[TextResult]:
         """Every instance of each prompt that scores above the prompt's threshold; see `Segmenter.segment_text`."""
+        check_thresholds(prompts, min_scores)
         return [
             self._segment_text(backbone, image_hw, prompts, min_scores)
             for backbone, image_hw in zip(features.backbone, features.image_hw, strict=True)
@@ -135,12 +138,9 @@ class OfficialSegmenter:
 
     @torch.inference_mode()
     def segment_boxes(self, features: OfficialFeatures, boxes: Sequence[Boxes]) -> list[Instances]:
-        """The mask of the object in each box; see `Segmenter.segment_boxes`.
-
-        Raises:
-            CheckpointError: The model was built without the tracker half.
-        """
+        """The mask of the object in each box; see `Segmenter.segment_boxes`."""
         require_boxes(self._box_predictor is not None)
+        check_boxes(features.image_hw, boxes)
         return [
             self._segment_boxes(backbone, image_hw, image_boxes)
             for backbone, image_hw, image_boxes in zip(features.backbone, features.image_hw, boxes, strict=True)
@@ -181,7 +181,9 @@ class OfficialSegmenter:
             )
         presence = output["presence_logit_dec"].float().sigmoid()[0, 0]
         scores = output["pred_logits"][0, :, 0].float().sigmoid() * presence
-        return _Grounding(scores, presence.item(), output["pred_masks"][0])
+        # With the best score, which is NaN if any is, in one transfer.
+        checked = finite(torch.stack([presence, scores.amax()]))
+        return _Grounding(scores, float(checked[0]), output["pred_masks"][0])
 
     def _embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """A prompt in Meta's terms; each is computed once in this object's life."""

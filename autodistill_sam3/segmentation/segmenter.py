@@ -35,17 +35,30 @@ class Segmenter(Protocol[Features]):
     def encode(self, images: Sequence[RGBImage]) -> Features:
         """One vision pass for a batch of images, RGB ``uint8`` (H, W, 3) of any sizes.
 
-        The features serve any number of text and box prompts.
+        The features serve any number of text and box prompts. No images give features of none, for which the other
+        methods return an empty list.
         """
         ...
 
     def segment_text(self, features: Features, prompts: Sequence[str], min_scores: Sequence[float]) -> list[TextResult]:
-        """Every instance of each prompt that scores above that prompt's entry of `min_scores`, per image."""
+        """Every instance of each prompt that scores above that prompt's entry of `min_scores`, per image.
+
+        Without prompts, or where nothing is found, an image's instances are empty, of its size.
+
+        Raises:
+            SettingError: `min_scores` has another length than `prompts`.
+            CheckpointError: What the model says is not finite.
+        """
         ...
 
     def segment_boxes(self, features: Features, boxes: Sequence[Boxes]) -> list[Instances]:
         """One instance for each box, per image; a box in which nothing is found gives none.
 
-        The score is the box's own times the mask's predicted IoU.
+        The score is the box's own times the mask's predicted IoU. An image without boxes has empty instances of its
+        size.
+
+        Raises:
+            SettingError: `boxes` has another length than the images.
+            CheckpointError: What the model says is not finite, or it cannot segment boxes.
         """
         ...

@@ -16,6 +16,7 @@ from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.segmentation.box_decoder import TrackerFeatures, decode_boxes, tracker_features
+from autodistill_sam3.segmentation.checks import check_boxes, check_thresholds, finite
 from autodistill_sam3.segmentation.detector import (
     Prompts,
     QueryOutput,
@@ -111,13 +112,18 @@ class TransformersSegmenter:
                 of a checkpoint without the tracker half.
             CheckpointNotFoundError: There is no vocabulary.
             DeviceError: The device is not on this machine.
+            SettingError: The precision is unknown.
         """
+        # Before gigabytes are read.
+        autocast_dtype(precision, select_device(device))
         model = load_sam3(checkpoint, boxes=boxes)
         return cls(model, load_sam3_tokenizer(checkpoint, model, bpe_path), device=device, precision=precision)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[RGBImage]) -> ImageFeatures:
         """One ViT pass for a batch of RGB ``uint8`` images of any sizes; see `Segmenter.encode`."""
+        if not images:
+            return ImageFeatures(VisionFeatures(torch.zeros(0, device=self.device), (), ()), ())
         pixels = self._processor(
             images=list(images), return_tensors="pt", device=str(self.device), input_data_format="channels_last"
         )["pixel_values"]
@@ -130,18 +136,21 @@ class TransformersSegmenter:
         self, features: ImageFeatures, prompts: Sequence[str], min_scores: Sequence[float]
     ) -> list[TextResult]:
         """Every instance of each prompt that scores above the prompt's threshold; see `Segmenter.segment_text`."""
+        check_thresholds(prompts, min_scores)
         thresholds = torch.tensor(min_scores, dtype=torch.float32, device=self.device)
         presence = np.zeros((len(features.image_hw), len(prompts)), dtype=np.float32)
         found: list[list[Instances]] = [[] for _ in features.image_hw]
         for image_index, prompt_index, queries in self._detect_pairs(features, prompts):
+            scores = queries.scores
             rows, columns = image_index.cpu().numpy(), prompt_index.cpu().numpy()
-            presence[rows, columns] = queries.presence_logits.sigmoid().cpu().numpy()
-            keep = queries.scores > thresholds[prompt_index, None]
+            # With the best score, which is NaN if any is, in one transfer.
+            presence[rows, columns], _ = finite(torch.stack([queries.presence_logits.sigmoid(), scores.amax(dim=1)]))
+            keep = scores > thresholds[prompt_index, None]
             with autocast(self.device, self._dtype):
                 logits = mask_logits(self._model.detector_model, features.vision, image_index, queries, keep)
             owner = keep.nonzero()[:, 0]
             for image, part in group_by_image(
-                features.image_hw, "text", (image_index[owner], prompt_index[owner]), queries.scores[keep], logits
+                features.image_hw, "text", (image_index[owner], prompt_index[owner]), scores[keep], logits
             ):
                 found[image].append(part)
         return [
@@ -153,6 +162,7 @@ class TransformersSegmenter:
     def segment_boxes(self, features: ImageFeatures, boxes: Sequence[Boxes]) -> list[Instances]:
         """The mask of the object in each box; see `Segmenter.segment_boxes`."""
         require_boxes(self._model.tracker_model.no_memory_embedding is not None)
+        check_boxes(features.image_hw, boxes)
         found: list[list[Instances]] = [[] for _ in features.image_hw]
         for chunk, logits, iou in self._decode_boxes(features, boxes):
             for image, part in enumerate(chunk):
@@ -168,6 +178,8 @@ class TransformersSegmenter:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, QueryOutput]]:
         """The detector over all pairs, in passes of bounded size: indices of images, indices of prompts, output."""
         images = len(features.image_hw)
+        if not (images and prompts):
+            return
         texts = self._embed(prompts)
         image_index = torch.arange(images, device=self.device).repeat_interleave(len(prompts))
         prompt_index = torch.arange(len(prompts), device=self.device).repeat(images)
@@ -204,7 +216,7 @@ class TransformersSegmenter:
         unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         if unknown:
             cleaned = [clean_prompt(prompt) for prompt in unknown]
-            tokens = self._tokenizer(
+            tokens = self._tokenize(
                 cleaned, padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True, return_tensors="pt"
             ).to(self.device)
             self._warn_of_truncation(cleaned)
@@ -215,8 +227,12 @@ class TransformersSegmenter:
         known = [self._texts[prompt] for prompt in prompts]
         return Prompts(torch.cat([text.features for text in known]), torch.cat([text.mask for text in known]))
 
-    def _warn_of_truncation(self, prompts: Sequence[str]) -> None:
-        for prompt, ids in zip(prompts, self._tokenizer(list(prompts), verbose=False)["input_ids"], strict=True):
+    def _tokenize(self, prompts: list[str], **keywords: Any) -> Any:
+        # Meta's tokenizer knows no special tokens in a text: "<|endoftext|>" is read as it is written.
+        return self._tokenizer(prompts, split_special_tokens=True, **keywords)
+
+    def _warn_of_truncation(self, prompts: list[str]) -> None:
+        for prompt, ids in zip(prompts, self._tokenize(prompts, verbose=False)["input_ids"], strict=True):
             if len(ids) > MAX_PROMPT_TOKENS:
                 logger.warning(
                     "SAM 3 reads %d tokens of a prompt; this one has %d and its end is ignored: %s",

@@ -152,7 +152,9 @@ def clean_prompt(prompt: str) -> str:
     """A prompt as Meta's tokenizer reads it: broken encodings, HTML entities, spaces and capitals evened out.
 
     The tokenizers of transformers do only the last two (`basic_clean` in sam3/model/tokenizer_ve.py). With this before
-    them, token ids are Meta's for every character but U+0345 and the code points that Unicode has not assigned.
+    them, token ids are Meta's for every character but U+0345 and the code points that Unicode has not assigned. What
+    also differs are prompts that spell out special tokens: Meta reads `<start_of_text>` as one, and CLIP's tokenizer
+    splits punctuation that touches `<|endoftext|>`.
 
     Example:
         >>> clean_prompt("  Tom &amp;amp; Jerry CAFÃ‰ ")

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scenes import held_out_scenes
 
-from autodistill_sam3 import CheckpointError, GroundedSAM3, SegmentAnything3, SettingError
+from autodistill_sam3 import CheckpointError, DeviceError, GroundedSAM3, SegmentAnything3, SettingError
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import PromptPairs
-from autodistill_sam3.segmentation import load_segmenter, official_segmenter
+from autodistill_sam3.segmentation import Segmenter, load_segmenter, official_segmenter
 from autodistill_sam3.segmentation.official_model import build_official_model, move_official
 from autodistill_sam3.segmentation.official_package import import_official
 from autodistill_sam3.segmentation.official_segmenter import OfficialFeatures, OfficialSegmenter
+from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 
 from . import narrow
 from .conftest import PROMPTS, Case
@@ -26,6 +28,8 @@ from .test_files import as_sam3_1, as_trainer
 
 TOLERANCE = 1e-5
 THRESHOLDS = [narrow.SCORE_THRESHOLD] * len(PROMPTS)
+# The prompt that has instances in the first image.
+FOUND = 1
 
 
 def load(official: narrow.NarrowOfficial, **settings: Any) -> OfficialSegmenter:
@@ -147,20 +151,140 @@ def test_each_image_and_each_prompt_is_encoded_once(
     assert len(calls) == 2 + 1
 
 
-def test_nothing_asked_gives_empty_values_of_the_image_size(
-    backend: OfficialSegmenter, features: OfficialFeatures, first: OfficialFeatures, cases: tuple[Case, ...]
-) -> None:
-    for result, (height, width) in zip(backend.segment_text(features, [], []), features.image_hw, strict=True):
-        assert result.presence.shape == (0,)
-        assert result.instances.masks.shape == (0, height, width)
-    [nothing] = backend.segment_text(first, PROMPTS, [1.0] * 3)
-    assert nothing.presence.shape == (3,)
-    assert nothing.instances.masks.shape == (0, *cases[0].image.shape[:2])
-    some = [boxes_of(cases[0]), Boxes.empty(), boxes_of(cases[2])]
-    full, empty, last = backend.segment_boxes(features, some)
+Loaded = tuple[Segmenter[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def features_of_ours(segmenter: TransformersSegmenter, cases: tuple[Case, ...]) -> Any:
+    return segmenter.encode([case.image for case in cases])
+
+
+@pytest.fixture(scope="module", params=["transformers", "sam3"])
+def either(request: pytest.FixtureRequest) -> Loaded:
+    """Each back end with its features of all images."""
+    ours = request.param == "transformers"
+    names = ("segmenter", "features_of_ours") if ours else ("backend", "features")
+    loaded, encoded = (request.getfixturevalue(name) for name in names)
+    return loaded, encoded
+
+
+def test_nothing_asked_gives_empty_values_of_the_image_size(either: Loaded, cases: tuple[Case, ...]) -> None:
+    loaded, encoded = either
+    sizes = [case.image.shape[:2] for case in cases]
+    for prompts, thresholds in (([], []), (PROMPTS[:2], [1.0] * 2)):
+        results = loaded.segment_text(encoded, prompts, thresholds)
+        assert [result.presence.shape for result in results] == [(len(prompts),)] * len(cases)
+        assert all(result.presence.dtype == np.float32 for result in results)
+        assert [result.instances.masks.shape for result in results] == [(0, *size) for size in sizes]
+    nothing = loaded.segment_boxes(encoded, [Boxes.empty()] * len(cases))
+    assert [part.masks.shape for part in nothing] == [(0, *size) for size in sizes]
+    full, empty, last = loaded.segment_boxes(encoded, [boxes_of(cases[0]), Boxes.empty(), boxes_of(cases[2])])
     assert len(full) and len(last)
-    assert empty.masks.shape == (0, *cases[1].image.shape[:2])
-    assert backend.encode([]).image_hw == ()
+    assert empty.masks.shape == (0, *sizes[1])
+
+
+def test_no_images_give_no_results(either: Loaded) -> None:
+    loaded, _ = either
+    none = loaded.encode([])
+    assert loaded.segment_text(none, PROMPTS, THRESHOLDS) == []
+    assert loaded.segment_text(none, [], []) == []
+    assert loaded.segment_boxes(none, []) == []
+
+
+@pytest.mark.parametrize(("prompts", "thresholds"), [(2, 1), (2, 3), (1, 0), (0, 1)], ids=str)
+def test_prompts_and_thresholds_of_different_lengths_are_refused(either: Loaded, prompts: int, thresholds: int) -> None:
+    loaded, encoded = either
+    for asked in (encoded, loaded.encode([])):
+        with pytest.raises(SettingError, match=rf"min_scores.*{prompts} prompts.*received {thresholds}"):
+            loaded.segment_text(asked, PROMPTS[:prompts], [0.5] * thresholds)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_boxes_of_another_number_of_images_are_refused(either: Loaded, count: int) -> None:
+    loaded, encoded = either
+    with pytest.raises(SettingError, match=rf"boxes.*3 images.*received {count}"):
+        loaded.segment_boxes(encoded, [Boxes.empty()] * count)
+    with pytest.raises(SettingError, match=r"boxes.*0 images.*received 1"):
+        loaded.segment_boxes(loaded.encode([]), [Boxes.empty()])
+
+
+# A part of the model in each back end's terms, and which prompts read it.
+PARTS = {
+    "presence": ("detector_model.detr_decoder.presence_head", "transformer.decoder.presence_token_head", "text"),
+    "scores": ("detector_model.dot_product_scoring.query_proj", "dot_prod_scoring.hs_proj", "text"),
+    "masks of texts": (
+        "detector_model.mask_decoder.instance_projection",
+        "segmentation_head.instance_seg_head",
+        "text",
+    ),
+    "IoU": (
+        "tracker_model.mask_decoder.iou_prediction_head",
+        "inst_interactive_predictor.model.sam_mask_decoder.iou_prediction_head",
+        "boxes",
+    ),
+    "masks of boxes": (
+        "tracker_model.mask_decoder.upscale_conv2",
+        "inst_interactive_predictor.model.sam_mask_decoder.output_upscaling.3",
+        "boxes",
+    ),
+}
+NOT_FINITE = r"not finite.*precision='fp32'.*again"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_finite_is_no_empty_result(
+    either: Loaded, part: str, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, encoded = either
+    model: Any = loaded._model  # type: ignore[attr-defined]
+    *names, prompting = PARTS[part]
+    module = model.get_submodule(names[isinstance(loaded, OfficialSegmenter)])
+    forward = module.forward
+    monkeypatch.setattr(module, "forward", lambda *args, **named: forward(*args, **named) * torch.nan)
+    with pytest.raises(CheckpointError, match=NOT_FINITE):
+        if prompting == "text":
+            loaded.segment_text(encoded, [PROMPTS[FOUND]], THRESHOLDS[:1])
+        else:
+            loaded.segment_boxes(encoded, [boxes_of(case) for case in cases])
+
+
+@pytest.mark.parametrize("which", ["transformers", "sam3"])
+def test_a_checkpoint_of_nothing_but_nan_is_said(
+    which: Any, official: narrow.NarrowOfficial, cases: tuple[Case, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "sam3.pt"
+    nan = {name: torch.full_like(tensor, torch.nan) for name, tensor in official.checkpoint().items()}
+    tables = {name: tensor for name, tensor in official.checkpoint().items() if tensor.is_complex()}
+    torch.save({**nan, **tables}, path)
+    with narrow.narrowed_builder():
+        loaded = load_segmenter(path, backend=which, bpe_path=narrow.clip_vocabulary(), device="cpu")
+    encoded = loaded.encode([cases[0].image])
+    with pytest.raises(CheckpointError, match=NOT_FINITE):
+        loaded.segment_text(encoded, PROMPTS[:1], [0.5])
+    with pytest.raises(CheckpointError, match=NOT_FINITE):
+        loaded.segment_boxes(encoded, [boxes_of(cases[0])])
+
+
+@pytest.mark.parametrize("prompt", ["<|endoftext|> red", "<|startoftext|>", "a<|endoftext|>b", "<|endoftext|> " * 9])
+def test_the_names_of_special_tokens_are_read_as_text(
+    segmenter: TransformersSegmenter,
+    official: narrow.NarrowOfficial,
+    features_of_ours: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    prompt: str,
+) -> None:
+    monkeypatch.setattr(segmenter, "_texts", {})
+    seen: list[torch.Tensor] = []
+    hook = segmenter._model.detector_model.text_encoder.register_forward_pre_hook(
+        lambda _, __, named: seen.append(named["input_ids"][named["attention_mask"].bool()]), with_kwargs=True
+    )
+    try:
+        segmenter.segment_text(features_of_ours, [prompt], [0.5])
+    finally:
+        hook.remove()
+    assert [ids.tolist() for ids in seen] == official.token_ids([prompt])
+    assert len(caplog.records) == (len(prompt) > 100)
 
 
 def test_a_prompt_longer_than_the_model_reads_is_reported_once(
@@ -187,9 +311,21 @@ def test_bf16_is_an_autocast_around_the_calls(official: narrow.NarrowOfficial, c
     assert all(parameter.dtype == torch.float32 for parameter in half._model.parameters())
 
 
-def test_a_wrong_setting_is_refused_before_anything_is_built() -> None:
-    with pytest.raises(SettingError, match="precision"):
-        OfficialSegmenter.load({}, Path("nowhere"), precision="half")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [({"precision": "half"}, SettingError), ({"device": "cuda:63"}, DeviceError), ({"device": "gpu"}, DeviceError)],
+)
+def test_a_wrong_setting_is_refused_before_a_file_is_touched(settings: Any, error: type[Exception]) -> None:
+    absent = Path("nowhere", "sam3.pt")
+    received = next(iter(settings.values()))
+    for load_it in (
+        lambda: OfficialSegmenter.load({}, absent, **settings),
+        lambda: TransformersSegmenter.load(absent, **settings),
+        lambda: load_segmenter(absent, backend="transformers", **settings),
+        lambda: load_segmenter(absent, backend="sam3", **settings),
+    ):
+        with pytest.raises(error, match=received):
+            load_it()
 
 
 # Weights.
@@ -200,8 +336,9 @@ def test_the_detector_alone_takes_text_and_says_where_the_rest_is(
 ) -> None:
     detector = load(official, with_boxes=False)
     encoded = detector.encode([cases[0].image])
-    [result] = detector.segment_text(encoded, PROMPTS[:1], THRESHOLDS[:1])
-    np.testing.assert_allclose(result.instances.scores, cases[0].texts[0].scores, rtol=TOLERANCE)
+    [result] = detector.segment_text(encoded, [PROMPTS[FOUND]], THRESHOLDS[:1])
+    assert len(result.instances)
+    np.testing.assert_allclose(result.instances.scores, cases[0].texts[FOUND].scores, rtol=TOLERANCE)
     with pytest.raises(CheckpointError, match=r"sam3\.pt.*facebook/sam3"):
         detector.segment_boxes(encoded, [Boxes.empty()])
 
@@ -323,9 +460,10 @@ def test_the_caller_s_default_device_and_modes_are_not_used(
     with torch.device("meta"), torch.inference_mode():
         used = load(official)
         encoded = used.encode([cases[0].image])
-        [text] = used.segment_text(encoded, PROMPTS[:1], THRESHOLDS[:1])
+        [text] = used.segment_text(encoded, [PROMPTS[FOUND]], THRESHOLDS[:1])
         [found] = used.segment_boxes(encoded, [boxes_of(cases[0])])
-    np.testing.assert_allclose(text.instances.scores, cases[0].texts[0].scores, rtol=TOLERANCE)
+    assert len(text.instances)
+    np.testing.assert_allclose(text.instances.scores, cases[0].texts[FOUND].scores, rtol=TOLERANCE)
     np.testing.assert_allclose(found.scores, cases[0].boxes.iou, rtol=TOLERANCE)
     assert not any(parameter.is_inference() for parameter in used._model.parameters())
 
@@ -366,16 +504,39 @@ def test_the_backend_through_the_public_models(
             SegmentAnything3(ontology, backend=backend, confidence=narrow.SCORE_THRESHOLD, **keywords)
             for backend in ("transformers", "sam3")
         )
-        both = GroundedSAM3(
-            ontology, backend="sam3", prompting="boxes", florence2_checkpoint="shapes", box_confidence=0.0, **keywords
-        )
     assert "Running the official SAM 3 code in" in caplog.text
     expected, received = ours.predict(image), metas.predict(image)
     assert len(received) == len(expected) > 0
     np.testing.assert_allclose(received.confidence, expected.confidence, rtol=1e-4)
     assert (received.mask != expected.mask).mean() < 1e-4
-    assert isinstance(both.segmenter, OfficialSegmenter)
-    assert both.predict(image).mask is not None
+
+
+def test_the_boxes_of_florence2_through_the_public_model(official_file: Path) -> None:
+    ours, metas = (grounded(official_file, backend) for backend in ("transformers", "sam3"))
+    assert isinstance(metas.segmenter, OfficialSegmenter)
+    image = held_out_scenes()[0].image[:, :, ::-1]
+    expected, received = ours.predict(image), metas.predict(image)
+    assert len(received) == len(expected) > 0
+    assert set(received.data["source"]) == {"boxes"}
+    np.testing.assert_allclose(received.confidence, expected.confidence, rtol=1e-3)
+    np.testing.assert_array_equal(received.class_id, expected.class_id)
+    assert (received.mask != expected.mask).mean() < 1e-3
+
+
+def grounded(official_file: Path, backend: Any) -> GroundedSAM3:
+    ontology = PromptPairs(tuple((prompt, prompt) for prompt in ("red circle", "star", "blue shape")))
+    with narrow.narrowed_builder():
+        model = GroundedSAM3(
+            ontology,
+            backend=backend,
+            prompting="boxes",
+            checkpoint=official_file,
+            bpe_path=narrow.clip_vocabulary(),
+            florence2_checkpoint="shapes",
+            box_confidence=0.0,
+            device="cpu",
+        )
+    return model
 
 
 @pytest.mark.parametrize("content", ["SAM 3.1", "trainer"])
@@ -388,18 +549,26 @@ def test_files_that_the_backend_cannot_serve(official_file: Path, tmp_path: Path
         load_segmenter(path, backend="sam3", bpe_path=narrow.clip_vocabulary(), device="cpu")
 
 
-def test_the_backend_serves_text_from_a_trainer_checkpoint(official_file: Path, tmp_path: Path) -> None:
+def test_the_backend_serves_text_from_a_trainer_checkpoint(
+    official_file: Path, cases: tuple[Case, ...], tmp_path: Path
+) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save(as_trainer(dict(torch.load(official_file, weights_only=True))), path)
     with narrow.narrowed_builder():
         model = SegmentAnything3(
-            PromptPairs((("hat", "hat"),)),
+            PromptPairs(((PROMPTS[FOUND], "hat"),)),
             backend="sam3",
             checkpoint=path,
             bpe_path=narrow.clip_vocabulary(),
+            confidence=narrow.SCORE_THRESHOLD,
             device="cpu",
         )
-    assert model.predict(np.zeros((30, 40, 3), np.uint8)).mask is not None
+    received, text = model.predict(cases[0].image[:, :, ::-1]), cases[0].texts[FOUND]
+    # Others with the same mask are its duplicates.
+    best = int(text.scores.argmax())
+    assert text.masks[best].any()
+    np.testing.assert_allclose(received.confidence[0], text.scores[best], rtol=TOLERANCE)
+    assert (received.mask[0] != text.masks[best]).mean() < 10 * TOLERANCE
 
 
 def test_unknown_backend() -> None:

@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from autodistill_sam3.errors import CheckpointError, MissingPackageError, SettingError
+from autodistill_sam3.segmentation.official_model import build_official_model
 from autodistill_sam3.segmentation.official_package import import_official
+from autodistill_sam3.segmentation.official_segmenter import OfficialSegmenter
 
 from .leaks import nothing_leaks
 
@@ -197,7 +199,13 @@ def test_another_package_of_that_name_is_refused(tmp_path: Path, monkeypatch: py
         ("import skimage.measure", "skimage", "needs skimage.*'scikit-image'"),
         ("from torch.nn.attention import sdpa_kernel", "torch.nn.attention", "torch 2.7 or newer, received 2"),
         ("import torch\ntorch.uint33", None, r"torch 2\.7 or newer"),
-        ("from .decoder import TransformerDecoder", None, "complete copy"),
+        ("from .decoder import TransformerDecoder", None, r"No module named.*autodistill-sam3 download sam3-code"),
+        ("def build(:", None, r"sam3 cannot be imported: SyntaxError: invalid syntax.*download sam3-code"),
+        ("raise RuntimeError('of torch')", None, "imported: RuntimeError: of torch.*download sam3-code"),
+        ("assert False", None, "imported: AssertionError.*download sam3-code"),
+        ("torch", None, "imported: NameError: name 'torch'.*download sam3-code"),
+        ("import ctypes\nctypes.CDLL('libabsent.so.3')", None, r"imported: OSError: libabsent\.so\.3"),
+        ("b'\\0'.decode('utf-16')", None, "imported: UnicodeDecodeError"),
     ],
 )  # fmt: skip
 def test_what_the_package_lacks_is_named_and_can_be_installed(
@@ -215,3 +223,50 @@ def test_what_the_package_lacks_is_named_and_can_be_installed(
     # Python trusts its compiled copy for the rest of the second in which it was made.
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     assert import_official(tmp_path).NAME == "repaired"
+
+
+CURRENT = """
+def PositionEmbeddingSine(precompute_resolution): pass
+def TransformerDecoder(resolution, stride): pass
+def build_sam3_image_model(bpe_path, device, load_from_HF, enable_inst_interactivity): pass
+"""
+
+
+@pytest.mark.usefixtures("no_sam3_imported")
+@pytest.mark.parametrize(
+    ("present", "replacement", "named"),
+    [
+        ("def PositionEmbeddingSine(precompute_resolution): pass", "", "PositionEmbeddingSine"),
+        ("TransformerDecoder", "Decoder", "TransformerDecoder"),
+        ("def build_sam3_image_model", "def build", "build_sam3_image_model"),
+        ("def build_sam3_image_model", "build_sam3_image_model = None\ndef build", "build_sam3_image_model"),
+        ("resolution, stride", "size", "TransformerDecoder.*'resolution'"),
+        ("enable_inst_interactivity", "boxes", "build_sam3_image_model.*enable_inst_interactivity"),
+    ],
+)
+def test_another_version_is_refused_with_the_command_for_the_pinned_one(
+    present: str, replacement: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_clone(tmp_path / "sam3", CURRENT.replace(present, replacement))
+    message = rf"{named}.*another version.*autodistill-sam3 download sam3-code"
+    with nothing_leaks(), pytest.raises(CheckpointError, match=message):
+        build_official_model({}, tmp_path / "absent", code=tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "sam3"]:
+        del sys.modules[name]
+    monkeypatch.setattr(sys, "meta_path", [OnlyIn(tmp_path), *sys.meta_path])
+    with nothing_leaks(), pytest.raises(MissingPackageError, match=message):
+        build_official_model({}, tmp_path / "absent")
+
+
+@pytest.mark.usefixtures("no_sam3_imported")
+@pytest.mark.parametrize("processor", [None, "class Processor: pass", "raise RuntimeError('broken')"])
+def test_another_version_or_a_broken_copy_of_the_processor_is_refused(processor: str | None, tmp_path: Path) -> None:
+    folder = fake_clone(tmp_path / "sam3", CURRENT)
+    (folder / "model").mkdir()
+    (folder / "model" / "__init__.py").touch()
+    if processor is not None:
+        (folder / "model" / "sam3_image_processor.py").write_text(processor)
+    import_official(folder)
+    message = r"(sam3_image_processor|broken).*another version.*autodistill-sam3 download sam3-code"
+    with nothing_leaks(), pytest.raises(MissingPackageError, match=message):
+        OfficialSegmenter(torch.nn.Module(), device="cpu")

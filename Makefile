@@ -15,7 +15,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-# Apart, since counting lines takes a fifth more time.
+# Apart, since counting lines takes time.
 coverage: install
 	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -191,6 +192,22 @@ def test_broken_torch_still_gives_a_report(tmp_path):
     assert "shapes: transformers layout, 15.3 MB" in done.stdout
     assert "present, not shown" in done.stdout
     assert TOKEN not in done.stdout
+
+
+WITHOUT_AUTODISTILL = """
+import sys
+sys.modules["autodistill"] = None
+from autodistill_sam3.doctor import diagnose
+print([(f.title, f.level) for f in diagnose(checkpoint="shapes").findings if f.section == "Software"])
+"""
+
+
+def test_a_missing_package_is_one_problem():
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", WITHOUT_AUTODISTILL]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [title for title, level in ast.literal_eval(done.stdout) if level == "problem"] == ["labelling code"]
 
 
 # Software and installation.

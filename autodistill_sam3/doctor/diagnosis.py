@@ -88,6 +88,7 @@ def _guarded(section: str, check: Check, needed: bool, run: RunSettings) -> list
             warnings.simplefilter("ignore")
             for finding in check(run):
                 found.append(finding)  # noqa: PERF402  # what came before an exception stays
+    # The faults that the doctor is called for are of any type.
     except Exception as error:
         found.append(
             Finding(

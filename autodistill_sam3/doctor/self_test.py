@@ -71,6 +71,7 @@ def _attempt(title: str, test: Callable[[], Finding]) -> Finding:
         return _finding(title, f"out of GPU memory: {first_line(error)}", "problem", _NO_MEMORY)
     except AutodistillSAM3Error as error:
         return _finding(title, first_line(error), "problem", _SEE_ABOVE)
+    # What is looked for are faults that nobody foresaw.
     except Exception as error:
         return _finding(title, f"stopped by {type(error).__name__}: {first_line(error)}", "problem", _UNKNOWN)
 

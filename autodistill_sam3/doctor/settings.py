@@ -45,7 +45,7 @@ class RunSettings:
     @property
     def small(self) -> bool:
         """Whether the model is the small bundled one, to which speed and memory do not matter."""
-        return self.checkpoint == SHAPES
+        return str(self.checkpoint) == SHAPES
 
 
 def gigabytes(count: float) -> str:

@@ -46,8 +46,10 @@ def check_software(run: RunSettings) -> Iterator[Finding]:
     yield from libraries
     yield from _requirements()
     if all(finding.level == "ok" for finding in libraries):
-        yield _labelling_code()
-        yield _settings(run)
+        code = _labelling_code()
+        yield code
+        if code.level == "ok":
+            yield _settings(run)
 
 
 def _library(name: str) -> Finding:
@@ -67,6 +69,7 @@ def _labelling_code() -> Finding:
     try:
         for name in _PARTS:
             importlib.import_module(name)
+    # The same of what they import.
     except Exception as error:
         return _not_importable("labelling code", error)
     return _finding("labelling code", "can be imported")

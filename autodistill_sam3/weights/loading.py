@@ -133,6 +133,7 @@ def load_image_processor(folder: Path) -> BaseImageProcessor:
     try:
         with quiet_transformers():
             processor: BaseImageProcessor = load(folder, local_files_only=True, trust_remote_code=False)
+    # As in `_load`.
     except Exception as error:
         raise CheckpointError(f"The image preprocessing in {folder} cannot be loaded: {error}. {_AGAIN}") from error
     return processor

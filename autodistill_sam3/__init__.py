@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LabelingError,
         MissingPackageError,
         OntologyError,
+        OutOfMemoryError,
         OutputFolderError,
         SettingError,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "LabelingError",
     "MissingPackageError",
     "OntologyError",
+    "OutOfMemoryError",
     "OutputFolderError",
     "SegmentAnything3",
     "SettingError",

@@ -81,7 +81,8 @@ def _check_output(output: Path, images: Path) -> None:
     if run is None:
         return
     settings = run["settings"]
-    is_demo = settings.get("source") == str(images.resolve()) and list(settings.get("prompts", ())) == [*DEMO_PROMPTS]
+    prompts = [prompt for prompt, _ in settings.get("prompts", ())]
+    is_demo = settings.get("source") == str(images.resolve()) and prompts == [*DEMO_PROMPTS]
     if not is_demo:
         raise OutputFolderError(
             f"Expected a new folder or an earlier demo, received another dataset: {output}. "

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
-from autodistill_sam3.errors import DeviceError, SettingError
+from autodistill_sam3.errors import DeviceError, OutOfMemoryError, SettingError
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+T = TypeVar("T")
+
+# What torch says when memory ends, in a plain RuntimeError, outside its own caching allocator.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
 
 
 def select_device(device: str | None = None) -> torch.device:
@@ -66,6 +71,18 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
+def precision_name(precision: Precision, device: torch.device) -> str:
+    """What "auto" stands for on a device: "bf16", "fp16" or "fp32".
+
+    Raises:
+        SettingError: The precision is unknown.
+    """
+    import torch
+
+    dtype = autocast_dtype(precision, device)
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") if dtype else "fp32"
+
+
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
     """A context in which torch computes in `dtype`; nothing when it is None."""
     import torch
@@ -80,3 +97,24 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[No
     import torch
 
     return torch.autocast(device.type, enabled=False)
+
+
+def with_memory_errors(compute: Callable[[], T]) -> T:
+    """The result of `compute`; if memory ends, what was computed is let go, so that less can be tried.
+
+    Raises:
+        OutOfMemoryError: The device's memory, or the machine's, ended.
+    """
+    import torch
+
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        is_ours = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_ours and not any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise
+        reason = str(error).partition("\n")[0]
+    # Only here, where the exception no longer holds the tensors of the frames that it went through.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise OutOfMemoryError(f"Out of memory: {reason} Use a smaller batch_size, fewer prompts, or precision='bf16'.")

@@ -5,6 +5,7 @@
     ├── OntologyError           no prompts, or prompts no model can take          (also ValueError)
     ├── SettingError            a keyword or flag out of its range                (also ValueError)
     ├── DeviceError             a device that this machine does not have          (also RuntimeError)
+    │   └── OutOfMemoryError    a batch that does not fit the device's memory     (also MemoryError)
     ├── MissingPackageError     an optional package that is not installed         (also ImportError)
     ├── CheckpointError         a checkpoint that cannot be used as it is         (also ValueError)
     │   └── CheckpointNotFoundError   none in any of the places looked at         (also FileNotFoundError)
@@ -36,6 +37,10 @@ class SettingError(AutodistillSAM3Error, ValueError):
 
 class DeviceError(AutodistillSAM3Error, RuntimeError):
     """The device asked for is not on this machine."""
+
+
+class OutOfMemoryError(DeviceError, MemoryError):
+    """A batch does not fit the memory of the device."""
 
 
 class MissingPackageError(AutodistillSAM3Error, ImportError):

@@ -1,12 +1,13 @@
-"""Box-prompted and text-prompted instances of one image -> `sv.Detections`.
+"""Box-prompted and text-prompted instances of one image -> `sv.Detections`, and one object under two classes -> one.
 
-Class ids are assigned here and nowhere else. numpy only.
+Class ids are assigned here and nowhere else. numpy only. What is taken away is counted in `metadata["removed"]`, by
+reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 import numpy as np
@@ -19,6 +20,13 @@ from autodistill_sam3.instances import Instances, tight_xyxy
 from autodistill_sam3.ontology import PromptTable
 
 SAME_OBJECT_IOU = 0.5
+# Between classes the bar is higher, since a large part of an object may be a class of its own: the body of a bottle is
+# about three quarters of it.
+OTHER_CLASS_IOU = 0.8
+# A box holds background too, so that a dish and what fills it have nearly one box.
+OTHER_CLASS_BOX_IOU = 0.9
+
+_REMOVED = "removed"
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class Thresholds:
     Attributes:
         confidence: For instances found by text, and by text and box together.
         box_confidence: For instances that boxes alone found.
-        per_class: By class name, a value that replaces both for that class.
+        per_class: By class name, a value that replaces both for that class. It is for the confidence of the detection,
+            so a text and a box instance that reach it only together are kept.
     """
 
     confidence: float = 0.5
@@ -42,28 +51,47 @@ class Thresholds:
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise SettingError(f"Expected {name} between 0 and 1, received {value!r}")
 
+    def replaced_for(self, values: Mapping[str, float]) -> Thresholds:
+        """These thresholds with other values for some classes."""
+        return replace(self, per_class={**self.per_class, **values})
+
     def check_classes(self, classes: tuple[str, ...]) -> None:
         """Raise a `SettingError` if a threshold names a class that is not there."""
         if unknown := sorted(set(self.per_class) - set(classes)):
             raise SettingError(f"Expected thresholds for classes among {list(classes)}, received {unknown}")
 
     def for_text(self, class_name: str) -> float:
-        """What text, or text and box together, must reach."""
+        """What a detection that text, or text and box together, found must reach."""
         return float(self.per_class.get(class_name, self.confidence))
 
     def for_boxes(self, class_name: str) -> float:
-        """What a box alone must reach."""
+        """What a detection that boxes alone found must reach."""
         return float(self.per_class.get(class_name, self.box_confidence))
+
+    def before_pairing(self, class_name: str) -> tuple[float, float]:
+        """What text, and what boxes, are held to while text and boxes of one object are still to be brought together.
+
+        A value for the class lowers them and never raises them: each half alone may lie below it.
+
+        Example:
+            >>> Thresholds(0.5, 0.35, {"ball": 0.4, "cup": 0.9}).before_pairing("ball")
+            (0.4, 0.35)
+            >>> Thresholds(0.5, 0.35, {"ball": 0.4, "cup": 0.9}).before_pairing("cup")
+            (0.5, 0.35)
+        """
+        text, boxes = self.for_text(class_name), self.for_boxes(class_name)
+        return min(float(self.confidence), text), min(float(self.box_confidence), boxes)
 
 
 def text_floor(thresholds: Thresholds, table: PromptTable, *, fused: bool) -> list[float]:
     """Per prompt, the score below which text instances are not looked at.
 
-    A box and a text instance can reach the threshold together when neither half does. Text below half the threshold is
-    left out all the same: its masks would cost more than the rare pair is worth.
+    Text alone must reach its threshold. A box and a text instance can reach it together when neither half does, so with
+    `fused` the floor is half of `confidence`, or of the value for the class where that is lower. Text below is left out
+    all the same: its masks would cost more than the rare pair is worth.
     """
-    share = 0.5 if fused else 1.0
-    return [share * thresholds.for_text(table.classes[class_id]) for class_id in table.class_of_prompt]
+    names = [table.classes[class_id] for class_id in table.class_of_prompt]
+    return [0.5 * thresholds.before_pairing(name)[0] if fused else thresholds.for_text(name) for name in names]
 
 
 def fuse(
@@ -77,9 +105,10 @@ def fuse(
 
     Instances of one class whose masks have an IoU of 0.5 or more are one object, whatever prompts found them. A text
     and a box instance of one object become a detection with the higher-scoring mask and confidence 1 - (1 - a)(1 - b),
-    if that reaches the threshold; a single keeps its own confidence. Text never vetoes a box: the presence of the
-    prompt scales the confidence of what boxes alone found, by (1 + presence) / 2, so that a good box stands against a
-    text that sees nothing, and a poor one does not.
+    if that reaches the threshold; a single keeps its own confidence. A threshold above the default for a class takes
+    away the detections below it, and changes no other: text and boxes are paired as without it. Text never vetoes a
+    box: the presence of the prompt scales the confidence of what boxes alone found, by (1 + presence) / 2, so that a
+    good box stands against a text that sees nothing, and a poor one does not.
 
     Args:
         text: Instances from text prompts, or None if none were asked for.
@@ -90,23 +119,95 @@ def fuse(
 
     Returns:
         Detections sorted by falling confidence: tight `xyxy`, `mask` (a `CompactMask`), `confidence`, `class_id`, and
-        in `data` the `class_name`, the `prompt` and the `source` ("text", "boxes" or "both") of each.
+        in `data` the `class_name`, the `prompt` and the `source` ("text", "boxes" or "both") of each. What reached its
+        threshold and was dropped as a duplicate is counted under "same_class" (see :func:`removed_counts`); a text and
+        a box instance that become one detection are none.
     """
     either = text if text is not None else boxes
     if either is None:
         raise ValueError("fuse() needs instances from text, from boxes, or from both")
     image_hw = either.masks.image_shape
     found: list[_Candidate] = []
+    dropped = 0
     text_classes = table.class_ids(text.prompt_index) if text is not None else None
     box_classes = table.class_ids(boxes.prompt_index) if boxes is not None else None
     for class_id, name in enumerate(table.classes):
         text_part = _of_class(text, text_classes, class_id, image_hw)
         box_part = _of_class(boxes, box_classes, class_id, image_hw)
-        box_part = box_part.select(box_part.scores >= thresholds.for_boxes(name))
-        minima = thresholds.for_text(name), thresholds.for_boxes(name)
-        found += _fuse_class(_without_duplicates(text_part), _without_duplicates(box_part), minima, presence)
+        minima, floors = (thresholds.for_text(name), thresholds.for_boxes(name)), thresholds.before_pairing(name)
+        box_part = box_part.select(box_part.scores >= floors[1])
+        (texts, fewer_texts), (rest, fewer_boxes) = (
+            _without_duplicates(part, minimum) for part, minimum in zip((text_part, box_part), minima, strict=True)
+        )
+        candidates = [item for item in _fuse_class(texts, rest, floors, presence) if item.reaches(*minima)]
+        kept = _distinct([candidate.mask for candidate in candidates])
+        found += [candidates[index] for index in kept]
+        dropped += fewer_texts + fewer_boxes + len(candidates) - len(kept)
     found.sort(key=lambda candidate: -candidate.confidence)
-    return _to_detections(found, table, image_hw)
+    detections = _to_detections(found, table, image_hw)
+    add_removed(detections, "same_class", dropped)
+    return detections
+
+
+def resolve_conflicts(detections: sv.Detections, *, keep_both: bool = False) -> sv.Detections:
+    """Give an object that was found under several classes to the most confident of them.
+
+    Two detections of different classes show one object if their masks have an IoU of 0.8 or more; without masks, their
+    boxes one of 0.9. A part inside a whole stays, unless it is nearly all of it. Of two with equal confidence, the one
+    with the smaller class id stays.
+
+    Args:
+        detections: Of one image, with `class_id` and `confidence`.
+        keep_both: Change nothing.
+
+    Returns:
+        The detections that stay, in their order. How many went is counted under "other_class".
+
+    Example:
+        >>> from autodistill_sam3.instances import compact_masks
+        >>> masks = compact_masks([(np.ones((10, 10), bool), 5, 5), (np.ones((10, 9), bool), 5, 5)], (20, 20))
+        >>> found = sv.Detections(
+        ...     tight_xyxy(masks), mask=masks, confidence=np.array([0.6, 0.7]), class_id=np.array([0, 1])
+        ... )
+        >>> better = resolve_conflicts(found)
+        >>> better.class_id.tolist(), removed_counts(better)
+        ([1], {'other_class': 1})
+    """
+    if keep_both or len(detections) < 2:
+        return detections
+    if detections.class_id is None or detections.confidence is None:
+        raise ValueError("resolve_conflicts() needs detections with class_id and confidence")
+    classes, same_object = detections.class_id, _object_test(detections)
+    kept: list[int] = []
+    for index in np.lexsort((classes, -detections.confidence)).tolist():
+        if not same_object(index, np.array([other for other in kept if classes[other] != classes[index]], np.int64)):
+            kept.append(index)
+    if len(kept) == len(detections):
+        return detections
+    best = detections.select(sorted(kept))
+    add_removed(best, "other_class", len(detections) - len(kept))
+    return best
+
+
+def add_removed(detections: sv.Detections, reason: str, count: int) -> None:
+    """Count detections of this image that were taken away, in `metadata["removed"]`; a count of 0 leaves no trace."""
+    if count:
+        counts = removed_counts(detections)
+        # A new dictionary: selections of detections share the one within their metadata.
+        detections.metadata[_REMOVED] = counts | {reason: counts.get(reason, 0) + count}
+
+
+def removed_counts(detections: sv.Detections) -> dict[str, int]:
+    """How many detections of this image were taken away, by reason, such as {"same_class": 2}.
+
+    Example:
+        >>> found = sv.Detections.empty()
+        >>> add_removed(found, "nms", 2)
+        >>> add_removed(found, "nms", 1)
+        >>> removed_counts(found)
+        {'nms': 3}
+    """
+    return dict(detections.metadata.get(_REMOVED, {}))
 
 
 @dataclass(frozen=True)
@@ -116,11 +217,15 @@ class _Candidate:
     source: str
     confidence: float
 
+    def reaches(self, minimum: float, box_minimum: float) -> bool:
+        # In the precision that confidences have in detections, on which thresholds are learned.
+        return bool(np.float32(self.confidence) >= np.float32(box_minimum if self.source == "boxes" else minimum))
+
 
 def _fuse_class(
-    text: Instances, boxes: Instances, minima: tuple[float, float], presence: npt.NDArray[np.float32] | None
+    text: Instances, boxes: Instances, floors: tuple[float, float], presence: npt.NDArray[np.float32] | None
 ) -> list[_Candidate]:
-    minimum, box_minimum = minima
+    minimum, box_minimum = floors
     iou = compact_mask_iou_batch(text.masks, boxes.masks)
     partner = _match(iou, text.scores, boxes.scores, minimum)
     found = []
@@ -139,9 +244,8 @@ def _fuse_class(
         confidence = boxes.scores[index] * scale
         if confidence >= box_minimum:
             found.append(_Candidate(boxes.masks[[index]], prompt, "boxes", float(confidence)))
-    # A mask that was taken over from a partner may lie on a third instance.
-    found.sort(key=lambda candidate: -candidate.confidence)
-    return [found[index] for index in _distinct([candidate.mask for candidate in found])]
+    # A mask that was taken over from a partner may lie on a third instance: the caller keeps the distinct ones.
+    return sorted(found, key=lambda candidate: -candidate.confidence)
 
 
 def _match(
@@ -160,11 +264,12 @@ def _match(
     return partner
 
 
-def _without_duplicates(instances: Instances) -> Instances:
-    """Of instances of one class that overlap, the one with the highest score."""
+def _without_duplicates(instances: Instances, minimum: float) -> tuple[Instances, int]:
+    """Of instances of one class that overlap, the one with the highest score; and how many others reach `minimum`."""
     order = np.argsort(-instances.scores, kind="stable")
     ranked = instances.select(order)
-    return ranked.select(_distinct([ranked.masks[[index]] for index in range(len(ranked))]))
+    distinct = ranked.select(_distinct([ranked.masks[[index]] for index in range(len(ranked))]))
+    return distinct, int((ranked.scores >= minimum).sum() - (distinct.scores >= minimum).sum())
 
 
 def _distinct(masks: list[sv.CompactMask]) -> list[int]:
@@ -172,12 +277,50 @@ def _distinct(masks: list[sv.CompactMask]) -> list[int]:
     if not masks:
         return []
     merged = sv.CompactMask.merge(masks)
-    iou = compact_mask_iou_batch(merged, merged)
+    x1, y1, x2, y2 = tight_xyxy(merged).T
+    is_free = np.ones(len(masks), dtype=bool)
     kept: list[int] = []
     for index in range(len(masks)):
-        if not (iou[index, kept] >= SAME_OBJECT_IOU).any():
-            kept.append(index)
+        if not is_free[index]:
+            continue
+        kept.append(index)
+        # Only with those that are kept: many copies of one object would else be compared with each other.
+        is_near = (x1 < x2[index]) & (x2 > x1[index]) & (y1 < y2[index]) & (y2 > y1[index]) & is_free
+        near = np.flatnonzero(is_near[index + 1 :]) + index + 1
+        if len(near):
+            iou = compact_mask_iou_batch(merged[[index]], merged[near])[0]
+            is_free[near] = iou < SAME_OBJECT_IOU
     return kept
+
+
+def _object_test(detections: sv.Detections) -> Callable[[int, npt.NDArray[np.int64]], bool]:
+    """A test whether a detection shows the same object as one of others of other classes."""
+    xyxy, masks = detections.xyxy, detections.mask
+    if masks is None:
+        return lambda index, others: bool((sv.box_iou_batch(xyxy[[index]], xyxy[others]) >= OTHER_CLASS_BOX_IOU).any())
+    compact = (
+        masks
+        if isinstance(masks, sv.CompactMask)
+        else sv.CompactMask.from_dense(masks, sv.mask_to_xyxy(masks), masks.shape[1:])
+    )
+    boxes, areas = tight_xyxy(compact).astype(np.int64), compact.area
+
+    def test(index: int, others: npt.NDArray[np.int64]) -> bool:
+        close = others[_greatest_iou(boxes, areas, index, others) >= OTHER_CLASS_IOU]
+        return bool((compact_mask_iou_batch(compact[[index]], compact[close]) >= OTHER_CLASS_IOU).any())
+
+    return test
+
+
+def _greatest_iou(
+    boxes: npt.NDArray[np.int64], areas: npt.NDArray[np.int64], index: int, others: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """What boxes and areas leave room for, so that the pixels of few pairs must be looked at."""
+    size = np.minimum(boxes[index, 2:], boxes[others, 2:]) - np.maximum(boxes[index, :2], boxes[others, :2])
+    common = np.minimum(np.maximum(size, 0).prod(axis=1), np.minimum(areas[index], areas[others]))
+    # An empty mask shows nothing.
+    greatest: npt.NDArray[np.float64] = common / np.maximum(areas[index] + areas[others] - common, 1)
+    return greatest
 
 
 def _of_class(

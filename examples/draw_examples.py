@@ -13,7 +13,7 @@ from PIL import Image
 
 from autodistill_sam3.demo import DEMO_PROMPTS
 from autodistill_sam3.instances import compact_masks, tight_xyxy
-from autodistill_sam3.labeling.folder import write_coco
+from autodistill_sam3.labeling.formats import write_coco
 from autodistill_sam3.labeling.records import ImageRecord, annotations_of
 from autodistill_sam3.training.drawing import SceneObject, draw_scene
 from autodistill_sam3.training.prompts import parse_text
@@ -35,7 +35,8 @@ def main() -> None:
         name = f"scene_{index:02d}.{'png' if index % 4 == 3 else 'jpg'}"
         Image.fromarray(pixels).save(FOLDER / "images" / name, quality=92)
         records.append(_record(name, objects, (height, width)))
-    write_coco(FOLDER / "ground_truth.coco.json", lambda: records, classes)
+    with (FOLDER / "ground_truth.coco.json").open("w", encoding="utf-8") as file:
+        write_coco(file, records, classes)
 
 
 def _record(name: str, objects: list[SceneObject], image_hw: tuple[int, int]) -> ImageRecord:

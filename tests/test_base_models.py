@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import autodistill.detection.detection_base_model as autodistill_base
@@ -22,10 +23,12 @@ from autodistill_sam3 import (
     GroundedSAM3,
     ImageError,
     OntologyError,
+    OutOfMemoryError,
     OutputFolderError,
     SegmentAnything3,
     SettingError,
 )
+from autodistill_sam3.devices import with_memory_errors
 
 EXAMPLES = REPOSITORY / "examples" / "images"
 ONTOLOGY = CaptionOntology({"red circle": "ball", "star": "star", "red disc": "ball", "cross": "plus"})
@@ -129,7 +132,7 @@ def test_one_vit_pass_serves_text_and_boxes(grounded):
     backbone = grounded.segmenter._model.detector_model.vision_encoder.backbone
     handle = backbone.register_forward_hook(lambda _, inputs, __: calls.append(1))
     try:
-        grounded.predict_batch(sorted(EXAMPLES.iterdir())[:3])
+        grounded.predict(sorted(EXAMPLES.iterdir())[0])
     finally:
         handle.remove()
     assert len(calls) == 1
@@ -188,8 +191,15 @@ def test_label_writes_and_returns_a_dataset(grounded, tmp_path):
         [alone] = grounded.predict_batch([EXAMPLES / Path(path).name])
         assert len(detections) == len(alone.with_nms(class_agnostic=True))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run["settings"]["prompts"] == {"red circle": 0, "star": 1, "red disc": 0, "cross": 2}
-    assert run["versions"]["transformers"]
+    assert run["settings"]["prompts"] == [["red circle", 0], ["star", 1], ["red disc", 0], ["cross", 2]]
+    assert run["provenance"]["versions"]["transformers"]
+
+
+def test_boxes_cannot_become_class_maps(tmp_path):
+    model = Florence2(ONTOLOGY, checkpoint="shapes", device="cpu")
+    with pytest.raises(SettingError, match="masks"):
+        model.label(EXAMPLES, output_folder=tmp_path / "out", formats=["coco", "masks"], progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_label_refuses_other_prompts_on_the_same_output(grounded, tmp_path):
@@ -202,16 +212,99 @@ def test_label_refuses_other_prompts_on_the_same_output(grounded, tmp_path):
         grounded.set_ontology(ONTOLOGY)
 
 
-def test_sahi_keeps_frames_right(text_only, tmp_path):
-    scene = np.full((900, 900, 3), 128, np.uint8)
+def test_tiles_keep_frames_right_and_find_more(text_only, tmp_path):
+    scene = np.full((960, 960, 3), 128, np.uint8)
     for index, x in enumerate((60, 480)):
         tile = held_out_scenes()[index].image
         scene[100 : 100 + tile.shape[0], x : x + tile.shape[1]] = tile
     (tmp_path / "in").mkdir()
     Image.fromarray(scene).save(tmp_path / "in" / "a.png")
-    dataset = text_only.label(tmp_path / "in", output_folder=tmp_path / "out", sahi=True, progress=False)
-    [detections] = dataset.annotations.values()
-    assert detections.mask.shape[1:] == (900, 900)
+
+    def label(name, **keywords):
+        output = tmp_path / name
+        [found] = text_only.label(
+            tmp_path / "in", output_folder=output, progress=False, **keywords
+        ).annotations.values()
+        return found, json.loads((output / "run.json").read_text())["settings"]["tile"]
+
+    whole, side = label("whole")
+    assert side is None
+    tiled, side = label("tiled", tile=400)
+    assert side == 400
+    assert tiled.mask.shape[1:] == (960, 960)
+    assert len(tiled) >= len(whole)
+    # An image no larger than a tile is as it was.
+    sahi, side = label("sahi", sahi=True)
+    assert side == 1008
+    assert_equal(sahi, whole)
+
+
+def test_one_object_under_two_classes_goes_to_the_better(example):
+    ontology = CaptionOntology({"yellow star": "yellow", "star": "star"})
+    found = {}
+    for choice in ("best", "keep"):
+        model = SegmentAnything3(ontology, checkpoint="shapes", device="cpu", overlapping_classes=choice)
+        found[choice] = [model.predict(path) for path in sorted(EXAMPLES.iterdir())[3:5]]
+    for best, keep in zip(found["best"], found["keep"], strict=True):
+        assert len(keep) >= len(best)
+        iou = sv.mask_iou_batch(best.mask, best.mask) - np.eye(len(best))
+        assert iou.max(initial=0) < 0.8
+    assert sum(map(len, found["best"])) < sum(map(len, found["keep"]))
+    assert len(sv.Detections.merge(found["best"])) == sum(map(len, found["best"]))
+    with pytest.raises(SettingError, match="overlapping_classes"):
+        SegmentAnything3(ontology, checkpoint="shapes", device="cpu", overlapping_classes="both")
+
+
+def test_thresholds_of_a_run(text_only, tmp_path):
+    path = tmp_path / "thresholds.json"
+    path.write_text('{"ball": 0.999, "star": 0.2}')
+    before = text_only.thresholds
+    keywords = {"limit": 3, "progress": False}
+    high = text_only.label(EXAMPLES, output_folder=tmp_path / "high", thresholds=path, **keywords)
+    assert text_only.thresholds == before
+    names = [name for found in high.annotations.values() for name in found.data["class_name"]]
+    assert "ball" not in names
+    same = text_only.label(
+        EXAMPLES, output_folder=tmp_path / "high", thresholds={"ball": 0.999, "star": 0.2}, **keywords
+    )
+    assert len(same) == 3
+    with pytest.raises(OutputFolderError, match=r"thresholds\.per_class\.ball: 0\.999 there, nothing now"):
+        text_only.label(EXAMPLES, output_folder=tmp_path / "high", **keywords)
+    with pytest.raises(SettingError, match="bowl"):
+        text_only.label(EXAMPLES, output_folder=tmp_path / "other", thresholds={"bowl": 0.5}, **keywords)
+
+
+def test_a_checkpoint_is_known_by_its_content(text_only, tmp_path):
+    """It may lie elsewhere the next time; another one in the same place is refused."""
+    copy = tmp_path / "sam3"
+    shutil.copytree(text_only.checkpoint, copy)
+    keywords = {"output_folder": tmp_path / "out", "limit": 1, "progress": False}
+    text_only.label(EXAMPLES, **keywords)
+    moved = SegmentAnything3(ONTOLOGY, checkpoint=copy, device="cpu")
+    assert len(moved.label(EXAMPLES, **keywords)) == 1
+    tokenizer = copy / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    other = SegmentAnything3(ONTOLOGY, checkpoint=copy, device="cpu")
+    with pytest.raises(OutputFolderError, match=r"identity\.checkpoint_sha256"):
+        other.label(EXAMPLES, **keywords)
+
+
+def test_memory_that_ends_is_said_in_our_words():
+    import torch
+
+    def end_with(error):
+        raise error
+
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+    ):
+        with pytest.raises(OutOfMemoryError, match="batch_size"):
+            with_memory_errors(lambda error=error: end_with(error))
+    with pytest.raises(RuntimeError, match="shape"):
+        with_memory_errors(lambda: end_with(RuntimeError("shape mismatch")))
+    assert with_memory_errors(lambda: 3) == 3
 
 
 def test_upload_to_roboflow_when_asked(grounded, tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_predict_writes_an_overlay(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["label", "missing", "--class", "a", "--checkpoint", "shapes"], "Expected a folder of images"),
-        (["label", "here", "--class", "a", "--checkpoint", "shapes"], "without any"),
+        (["label", "here", "--class", "a", "--checkpoint", "shapes"], "received none"),
         (["predict", "missing.jpg", "--class", "a", "--checkpoint", "shapes"], "does not exist"),
         (["predict", "a.jpg", "--class", "a", "--checkpoint", "nowhere"], "No SAM 3 checkpoint found"),
         (["predict", "a.jpg", "--class", "a", "--checkpoint", "shapes", "--confidence", "2"], "between 0 and 1"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import supervision as sv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodistill_sam3 import SettingError
-from autodistill_sam3.fusion import Thresholds, fuse, text_floor
+from autodistill_sam3.fusion import Thresholds, add_removed, fuse, removed_counts, resolve_conflicts, text_floor
 from autodistill_sam3.instances import Instances, compact_masks
 from autodistill_sam3.ontology import PromptTable
 
@@ -94,7 +95,9 @@ def test_thresholds_per_class():
     found = fuse(text, None, TABLE, Thresholds(per_class={"tin": 0.7}))
     assert found.data["class_name"].tolist() == ["bottle"]
     assert text_floor(Thresholds(per_class={"tin": 0.7}), TABLE, fused=False) == [0.5, 0.7, 0.5]
-    assert text_floor(Thresholds(per_class={"tin": 0.7}), TABLE, fused=True) == [0.25, 0.35, 0.25]
+    # Together with a box such text may reach more.
+    assert text_floor(Thresholds(per_class={"tin": 0.7}), TABLE, fused=True) == [0.25, 0.25, 0.25]
+    assert text_floor(Thresholds(per_class={"tin": 0.3}), TABLE, fused=True) == [0.25, 0.15, 0.25]
 
 
 def test_nothing_found():
@@ -123,6 +126,18 @@ def test_thresholds_per_class_hold_for_boxes_too():
     boxes = instances("boxes", (LEFT, 0.9, 0), (RIGHT, 0.2, 1))
     found = fuse(None, boxes, TABLE, Thresholds(per_class={"bottle": 0.95, "tin": 0.1}))
     assert found.data["class_name"].tolist() == ["tin"]
+
+
+def test_a_threshold_of_a_class_is_for_what_its_halves_reach_together():
+    text, boxes = instances("text", (LEFT, 0.5, 0)), instances("boxes", (LEFT, 0.4, 0))
+    for value, expected in ((0.55, [0.7]), (0.71, [])):
+        found = fuse(text, boxes, TABLE, Thresholds(per_class={"bottle": value}))
+        assert found.confidence.tolist() == pytest.approx(expected)
+
+
+def test_duplicates_are_counted_where_they_reach_the_threshold_of_their_class():
+    text = instances("text", (LEFT, 0.9, 0), (LEFT, 0.8, 0), (LEFT, 0.6, 0))
+    assert removed_counts(fuse(text, None, TABLE, Thresholds(per_class={"bottle": 0.7}))) == {"same_class": 1}
 
 
 def test_no_two_detections_of_a_class_show_one_object():
@@ -163,3 +178,170 @@ def test_properties(text_items, box_items):
         presence = np.array([0.0, 0.5, 1.0], np.float32)
         again = fuse(text.select(reverse[0]), boxes.select(reverse[1]), TABLE, Thresholds(), presence)
         assert sorted(summary(again)) == sorted(summary(found))
+
+
+@given(items, items, st.integers(50, 100).map(lambda value: value / 100), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_a_threshold_of_a_class_keeps_what_has_that_confidence(text_items, box_items, value, with_presence):
+    """As thresholds are learned: on the confidences of what was found without them."""
+    # Half of the boxes lie on texts, or there would be few pairs.
+    box_items = box_items + [
+        (xywh, score, prompt) for (xywh, _, prompt), (_, score, _) in zip(text_items, box_items, strict=False)
+    ]
+    text, boxes = instances("text", *text_items), instances("boxes", *box_items)
+    presence = np.array([0.0, 0.5, 1.0], np.float32) if with_presence else None
+    everything = fuse(text, boxes, TABLE, Thresholds(), presence)
+    chosen = fuse(text, boxes, TABLE, Thresholds(per_class={"bottle": value}), presence)
+    is_kept = (everything.class_id != 0) | (everything.confidence >= value)
+    assert summary(chosen) == summary(everything[is_kept])
+
+
+# What is taken away is counted.
+
+
+def test_duplicates_of_a_class_are_counted():
+    text = instances("text", (LEFT, 0.6, 0), (SHIFTED, 0.7, 2), (LEFT, 0.8, 1), (RIGHT, 0.9, 0), (RIGHT, 0.3, 0))
+    # The last one would not have been a detection.
+    assert removed_counts(fuse(text, None, TABLE, Thresholds())) == {"same_class": 1}
+
+
+def test_a_text_and_a_box_of_one_object_are_no_removal():
+    found = fuse(instances("text", (LEFT, 0.6, 0)), instances("boxes", (SHIFTED, 0.8, 0)), TABLE, Thresholds())
+    assert "removed" not in found.metadata
+    text, boxes = instances("text", (LEFT, 0.9, 0)), instances("boxes", (LEFT, 0.9, 0), ((4, 0, 20, 20), 0.4, 2))
+    assert removed_counts(fuse(text, boxes, TABLE, Thresholds())) == {"same_class": 1}
+
+
+def test_a_taken_over_mask_that_covers_another_is_counted():
+    text = instances("text", ((0, 0, 20, 20), 0.9, 0), ((8, 0, 20, 20), 0.8, 0))
+    boxes = instances("boxes", ((4, 0, 20, 20), 0.95, 0))
+    found = fuse(text, boxes, TABLE, Thresholds())
+    assert (len(found), removed_counts(found)) == (1, {"same_class": 1})
+
+
+@given(items, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_what_one_source_found_is_kept_or_counted(found_items, from_text):
+    found_by = instances("text" if from_text else "boxes", *found_items)
+    found = fuse(*((found_by, None) if from_text else (None, found_by)), TABLE, Thresholds())
+    minimum = np.float32(Thresholds.confidence if from_text else Thresholds.box_confidence)
+    assert len(found) + removed_counts(found).get("same_class", 0) == (found_by.scores >= minimum).sum()
+
+
+def test_counts_are_not_shared_between_selections():
+    found = fuse(instances("text", (LEFT, 0.6, 0), (LEFT, 0.7, 0), (RIGHT, 0.8, 0)), None, TABLE, Thresholds())
+    part = found[found.confidence > 0.75]
+    add_removed(part, "nms", 1)
+    add_removed(part, "same_class", 2)
+    add_removed(part, "other_class", 0)
+    assert removed_counts(part) == {"same_class": 3, "nms": 1}
+    assert removed_counts(found) == {"same_class": 1}
+    removed_counts(found)["same_class"] = 5
+    assert removed_counts(found) == {"same_class": 1}
+
+
+# Conflicts between classes.
+
+
+def detections(*items, dense=False, masks=True):
+    """(x, y, width, height), confidence, class."""
+    stored = instances("text", *items)
+    mask = (stored.masks.to_dense() if dense else stored.masks) if masks else None
+    return sv.Detections(stored.xyxy, mask=mask, confidence=stored.scores, class_id=stored.prompt_index)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_object_under_two_classes_goes_to_the_surer(dense):
+    # The masks of the first two have an IoU of 18 / 20, the third lies elsewhere.
+    found = detections((LEFT, 0.6, 0), ((0, 0, 20, 18), 0.7, 1), (RIGHT, 0.5, 2), dense=dense)
+    best = resolve_conflicts(found)
+    assert best.class_id.tolist() == [1, 2]
+    assert removed_counts(best) == {"other_class": 1}
+    assert removed_counts(found) == {}
+    assert resolve_conflicts(found, keep_both=True) is found
+
+
+def test_where_a_part_ends_and_an_object_begins():
+    """IoU 0.80 is one object, 0.75 a whole and its part."""
+    for height, expected in ((16, [0]), (15, [0, 1])):
+        found = resolve_conflicts(detections((LEFT, 0.9, 0), ((0, 0, 20, height), 0.8, 1)))
+        assert found.class_id.tolist() == expected
+
+
+def test_one_class_is_left_alone():
+    assert len(resolve_conflicts(detections((LEFT, 0.9, 0), (LEFT, 0.8, 0)))) == 2
+
+
+def test_equal_confidence_goes_to_the_smaller_class():
+    for order in (1, -1):
+        found = resolve_conflicts(detections(*[(LEFT, 0.5, 1), (LEFT, 0.5, 0), (LEFT, 0.5, 2)][::order]))
+        assert found.class_id.tolist() == [0]
+        assert removed_counts(found) == {"other_class": 2}
+
+
+def test_what_is_removed_removes_nothing():
+    """The second is the first's duplicate, the third the second's, and the third is not the first's."""
+    found = resolve_conflicts(
+        detections((LEFT, 0.9, 0), ((2, 0, 20, 20), 0.8, 1), ((4, 0, 20, 20), 0.7, 2)),
+    )
+    assert found.class_id.tolist() == [0, 2]
+
+
+def test_boxes_alone_need_more_overlap():
+    pairs = ((18, [0]), (17, [0, 1]))
+    for height, expected in pairs:
+        found = resolve_conflicts(detections((LEFT, 0.9, 0), ((0, 0, 20, height), 0.8, 1), masks=False))
+        assert found.class_id.tolist() == expected
+
+
+def test_conflicts_among_nothing():
+    empty = fuse(Instances.empty(IMAGE_HW, "text"), None, TABLE, Thresholds())
+    assert resolve_conflicts(empty) is empty
+    assert len(resolve_conflicts(sv.Detections.empty())) == 0
+    with pytest.raises(ValueError, match="class_id"):
+        resolve_conflicts(sv.Detections(np.zeros((2, 4))))
+
+
+close_items = st.lists(
+    st.tuples(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(18, 20), st.integers(18, 20)),
+        st.integers(0, 4).map(lambda value: value / 4),
+        st.integers(0, 2),
+    ),
+    max_size=8,
+)
+
+
+@given(close_items)
+@settings(max_examples=60, deadline=None)
+def test_conflicts_against_dense_masks(close):
+    found = detections(*close)
+    masks = found.mask.to_dense()
+    kept = []
+    for index in sorted(range(len(close)), key=lambda i: (-found.confidence[i], found.class_id[i], i)):
+        for other in kept:
+            iou = (masks[index] & masks[other]).sum() / (masks[index] | masks[other]).sum()
+            if found.class_id[other] != found.class_id[index] and iou >= 0.8:
+                break
+        else:
+            kept.append(index)
+    best = resolve_conflicts(found)
+    assert best.confidence.tolist() == found.confidence[sorted(kept)].tolist()
+    assert best.xyxy.tolist() == found.xyxy[sorted(kept)].tolist()
+    assert removed_counts(best).get("other_class", 0) == len(close) - len(kept)
+
+
+def test_many_masks_are_compared_quickly():
+    """All pairs would decode each mask 300 times; boxes and areas rule nearly all of them out."""
+    rng = np.random.default_rng(0)
+    crops = [(np.ones((300, 200), bool), int(x), int(y)) for x, y in rng.integers(0, 1500, (300, 2))]
+    masks = compact_masks(crops, (2000, 2000))
+    found = sv.Detections(
+        masks.bbox_xyxy.astype(np.float32), mask=masks, confidence=rng.random(300), class_id=np.arange(300)
+    )
+    decoded = []
+    original = sv.CompactMask.crop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sv.CompactMask, "crop", lambda self, index: decoded.append(index) or original(self, index))
+        resolve_conflicts(found)
+    assert len(decoded) < 300

@@ -13,15 +13,20 @@ PACKAGE = Path(autodistill_sam3.__file__).parent
 
 # DESIGN's order: a module may import itself and what stands before it.
 ORDER = [
-    "errors", "bundled", "images", "ontology", "instances", "weights", "download", "devices", "grounding",
-    "segmentation", "convert", "fusion", "evaluation", "labeling", "base_models", "demo", "doctor", "cli",
+    "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "thresholds_file", "json_stream",
+    "weights", "download", "devices", "grounding", "segmentation", "convert", "fusion", "tiling", "evaluation",
+    "labeling", "exchange", "base_models", "demo", "doctor", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
 # But for the modules that measure finished checkpoints through the whole pipeline.
 MEASURING = {"asking", "table", "pictures"}
 BASE_MODELS_ONLY = {"autodistill", "roboflow"}
-NO_TORCH = {"errors", "bundled", "images", "ontology", "instances", "download", "fusion", "evaluation", "labeling"}
+NO_TORCH = {
+    "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "thresholds_file", "json_stream",
+    "download", "fusion",
+    "tiling", "evaluation", "labeling", "exchange",
+}  # fmt: skip
 AUTODISTILL_ALLOWED = {"base_models"}
 
 
@@ -139,6 +144,7 @@ def test_public_surface():
         "LabelingError",
         "MissingPackageError",
         "OntologyError",
+        "OutOfMemoryError",
         "OutputFolderError",
         "SettingError",
     }

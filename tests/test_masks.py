@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from autodistill_sam3.instances import compact_masks, tight_xyxy, trim_crop
-from autodistill_sam3.labeling.polygons import crop_to_yolo, outline_of
-from autodistill_sam3.labeling.rle import crop_to_rle, rle_to_crop, rle_to_mask
+from autodistill_sam3.labeling.outlines import closed_walk
+from autodistill_sam3.labeling.polygons import crop_to_yolo, polygon_iou
+from autodistill_sam3.rle import crop_to_rle, rle_to_crop, rle_to_mask
 from autodistill_sam3.segmentation.grouping import group_by_image
 from autodistill_sam3.segmentation.masks import upsample_logits
 
@@ -55,12 +56,32 @@ def test_rle_equals_pycocotools(mask):
     np.testing.assert_array_equal(rle_to_crop(rle, (x, y, width, height)), crop)
 
 
-def test_rle_of_a_large_mask_equals_pycocotools():
-    y, x = np.mgrid[:1080, :1920]
-    mask = (np.hypot(y - 500, x - 900) < 400) & (np.hypot(y - 500, x - 900) > 100)
+@pytest.mark.parametrize("image_hw", [(1080, 1920), (1079, 1), (1, 1921), (333, 517)])
+@pytest.mark.parametrize("kind", ["ring", "full", "stripes", "corners"])
+def test_rle_of_large_masks_equals_pycocotools(image_hw, kind):
+    y, x = np.mgrid[: image_hw[0], : image_hw[1]]
+    distance = np.hypot(y - image_hw[0] // 2, x - image_hw[1] // 2)
+    mask = {
+        "ring": (distance < 400) & ((distance > 100) | (distance < 2)),
+        "full": distance >= 0,
+        "stripes": x % 7 < 2,
+        "corners": (distance == distance.max()) | (distance == distance.min()),
+    }[kind]
     crop, left, top = trim_crop(mask, 0, 0)
     oracle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-    assert crop_to_rle(crop, left, top, mask.shape)["counts"] == oracle
+    rle = crop_to_rle(crop, left, top, image_hw)
+    assert rle["counts"] == oracle
+    np.testing.assert_array_equal(rle_to_mask(rle), mask)
+
+
+def test_rle_of_a_mask_in_an_image_of_400_megapixels_equals_pycocotools():
+    """Runs of so many pixels take six characters. Decoded by box, for the whole is 400 MB."""
+    height = width = 20_000
+    crop = np.ones((3, 2), bool)
+    rle = crop_to_rle(crop, width - 2, height - 5, (height, width))
+    np.testing.assert_array_equal(rle_to_crop(rle, (width - 2, height - 5, 2, 3)), crop)
+    assert coco_mask.toBbox(rle).tolist() == [width - 2, height - 5, 2, 3]
+    assert coco_mask.area(rle) == 6
 
 
 @given(st.lists(masks(max_side=16), min_size=0, max_size=4), st.integers(0, 9), st.integers(0, 9))
@@ -75,15 +96,23 @@ def test_compact_masks_are_tight_and_lossless(crops, x, y):
     np.testing.assert_array_equal(tight_xyxy(compact), expected)
 
 
-def _fill_as_ultralytics_does(line: str, image_hw: tuple[int, int]) -> np.ndarray:
-    """Scale to pixels, truncate, fill: ultralytics/data/utils.py, polygon2mask."""
+def _pixels(line: str, image_hw: tuple[int, int], to_pixels=np.trunc) -> np.ndarray:
+    """What readers make of a line: 32-bit numbers, scaled, and truncated by ultralytics or rounded by supervision."""
     points = np.array(line.split(), dtype=np.float32).reshape(-1, 2) * np.array(image_hw[::-1], dtype=np.float32)
-    return cv2.fillPoly(np.zeros(image_hw, np.uint8), [points.astype(np.int32)], 1).astype(bool)
+    return to_pixels(points).astype(np.int32)
+
+
+def _filled(line: str, image_hw: tuple[int, int], to_pixels=np.trunc) -> np.ndarray:
+    return cv2.fillPoly(np.zeros(image_hw, np.uint8), [_pixels(line, image_hw, to_pixels)], 1).astype(bool)
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / (one | other).sum()
 
 
 @given(masks(), st.integers(0, 40), st.integers(0, 40))
 @settings(max_examples=300, deadline=None)
-def test_polygon_keeps_every_pixel_of_single_parts(mask, x, y):
+def test_polygon_of_a_single_part_is_the_mask(mask, x, y):
     _, labels = cv2.connectedComponents(mask.astype(np.uint8))
     crop, left, top = trim_crop(labels == labels[mask][0], 0, 0)
     image_hw = (64, 64)
@@ -91,11 +120,46 @@ def test_polygon_keeps_every_pixel_of_single_parts(mask, x, y):
     truth[y + top : y + top + crop.shape[0], x + left : x + left + crop.shape[1]] = crop
     line = crop_to_yolo(crop, x + left, y + top, image_hw)
     assert len(line.split()) >= 6
-    filled = _fill_as_ultralytics_does(line, image_hw)
-    assert (truth <= filled).all()
-    # What is added can only be holes of a pixel or two, which an outline through pixel centres cannot show.
-    added = (filled & ~truth).astype(np.uint8)
-    assert not cv2.erode(added, np.ones((3, 3), np.uint8)).any()
+    np.testing.assert_array_equal(_filled(line, image_hw), truth)
+    np.testing.assert_array_equal(_filled(line, image_hw, np.round), truth)
+    assert polygon_iou(crop) == 1
+
+
+@given(masks())
+@settings(max_examples=200, deadline=None)
+def test_polygon_of_several_parts_is_worth_its_bridges(mask):
+    crop, x, y = trim_crop(mask, 0, 0)
+    image_hw = mask.shape[0] + 70, mask.shape[1] + 3
+    truth = np.pad(mask, ((0, 70), (0, 3)))
+    filled = _filled(crop_to_yolo(crop, x, y, image_hw), image_hw)
+    np.testing.assert_array_equal(_filled(crop_to_yolo(crop, x, y, image_hw), image_hw, np.round), filled)
+    assert polygon_iou(crop) == pytest.approx(_iou(filled, truth))
+    # It is one part, and at least as good as the largest part alone.
+    assert cv2.connectedComponents(filled.astype(np.uint8))[0] == 2
+    areas = cv2.connectedComponentsWithStats(crop.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+    assert polygon_iou(crop) >= areas.max() / areas.sum() - 1e-9
+
+
+@given(masks())
+@settings(max_examples=100, deadline=None)
+def test_walk_goes_along_rows_columns_and_diagonals(mask):
+    crop, _, _ = trim_crop(mask, 0, 0)
+    walk = closed_walk(crop)
+    x, y = np.abs(np.diff(walk, axis=0, append=walk[:1])).T
+    assert ((x == 0) | (y == 0) | (x == y)).all()
+    assert len(walk) == 1 or ((x > 0) | (y > 0)).all()
+
+
+@given(st.integers(10, 40_000), st.integers(10, 40_000), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_polygons_keep_their_pixels_in_images_of_any_size(height, width, seed):
+    rng = np.random.default_rng(seed)
+    x, y = int(rng.integers(0, width - 2)), int(rng.integers(0, height - 2))
+    for left, top in ((x, y), (0, 0), (width - 3, height - 3)):
+        line = crop_to_yolo(np.ones((3, 3), bool), left, top, (height, width))
+        expected = {(left, top), (left, top + 2), (left + 2, top + 2), (left + 2, top)}
+        for to_pixels in (np.trunc, np.round):
+            assert {tuple(point) for point in _pixels(line, (height, width), to_pixels).tolist()} == expected
 
 
 def test_polygon_of_parts_and_holes():
@@ -104,15 +168,31 @@ def test_polygon_of_parts_and_holes():
     cv2.circle(mask, (45, 50), 15, 0, -1)
     cv2.circle(mask, (130, 50), 20, 1, -1)
     crop, x, y = trim_crop(mask.astype(bool), 0, 0)
-    filled = _fill_as_ultralytics_does(crop_to_yolo(crop, x, y, (100, 160)), (100, 160))
-    iou = (filled & mask.astype(bool)).sum() / (filled | mask.astype(bool)).sum()
-    assert iou > 0.98
-    assert not filled[50, 45]
-    assert filled[50, 130]
+    filled = _filled(crop_to_yolo(crop, x, y, (100, 160)), (100, 160))
+    # Between the discs are 24 pixels, and nothing else is added.
+    assert (filled & ~mask.astype(bool)).sum() == 24
+    assert not (mask.astype(bool) & ~filled).any()
+
+
+def test_a_part_that_is_smaller_than_its_bridge_is_left_out():
+    mask = np.zeros((60, 200), bool)
+    mask[10:50, 10:50] = True
+    mask[20:25, 60:65] = mask[20:22, 190:193] = True
+    filled = _filled(crop_to_yolo(mask, 0, 0, mask.shape), mask.shape)
+    assert filled[22, 62]
+    assert not filled[:, 70:].any()
+    assert polygon_iou(mask) == pytest.approx((1600 + 25) / (1600 + 25 + 6 + 10))
+
+
+def test_a_chain_of_parts_is_left_out_if_all_of_it_is_worth_less_than_its_bridges():
+    mask = np.zeros((30, 120), bool)
+    mask[5:25, 5:25] = mask[14, 40:50] = mask[14, 65:75] = True
+    assert polygon_iou(mask) == pytest.approx(400 / 420)
+    mask[14, 80:120] = True
+    assert polygon_iou(mask) == pytest.approx(460 / (460 + 15 + 15 + 5))
 
 
 def test_polygon_of_hundreds_of_holes_and_parts():
-    """The outline must not take minutes for foliage, fences or text."""
     rng = np.random.default_rng(0)
     mask = np.zeros((1080, 1920), np.uint8)
     mask[100:900, 100:1500] = 1
@@ -121,13 +201,27 @@ def test_polygon_of_hundreds_of_holes_and_parts():
     for y, x in rng.integers((910, 20), (1060, 1900), (300, 2)):
         cv2.circle(mask, (int(x), int(y)), 2, 1, -1)
     crop, x, y = trim_crop(mask.astype(bool), 0, 0)
-    filled = _fill_as_ultralytics_does(crop_to_yolo(crop, x, y, mask.shape), mask.shape)
-    assert (filled & mask.astype(bool)).sum() / (filled | mask.astype(bool)).sum() > 0.98
+    filled = _filled(crop_to_yolo(crop, x, y, mask.shape), mask.shape)
+    assert _iou(filled, mask.astype(bool)) > 0.99
+
+
+def test_polygon_of_noise_takes_no_minutes():
+    """Foliage, fences, text: thousands of parts and holes."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((360, 640)) < 0.35
+    assert cv2.connectedComponents(mask.astype(np.uint8))[0] > 4000
+    assert 0.3 < polygon_iou(mask) < 1
+    assert _iou(_filled(crop_to_yolo(mask, 0, 0, mask.shape), mask.shape), mask) == pytest.approx(polygon_iou(mask))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1)])
-def test_outline_of_degenerate_masks_has_three_points(shape):
-    assert len(outline_of(np.ones(shape, bool))) >= 3
+def test_polygon_of_one_row_or_column_has_an_extent(shape):
+    """Boxes that trainers derive from a polygon must not be flat."""
+    line = crop_to_yolo(np.ones(shape, bool), 3, 4, (20, 20))
+    points = np.array(line.split(), dtype=np.float64).reshape(-1, 2) * 20
+    assert len(points) >= 3
+    extent = np.array(shape[::-1]) - 1
+    assert (np.ptp(points, axis=0) >= np.where(extent, extent - 1e-5, 0.4)).all()
 
 
 @given(

@@ -136,12 +136,27 @@ def toy_model(model, toy, monkeypatch):
     return model
 
 
+def test_small_graphs_agree_with_pytorch(model, tmp_path):
+    """The short form: all four graphs take a minute."""
+    graphs = convert_onnx.build_graphs(model, with_boxes=True)
+    samples = convert_onnx.sample_inputs(model, graphs)
+    for graph in graphs:
+        if graph.name in ("text_encoder", "box_decoder"):
+            path = tmp_path / f"{graph.name}.onnx"
+            convert_onnx.write_graph(graph, samples[graph.name], path)
+            checks = convert_onnx.check_graph(graph, samples[graph.name], path)
+            assert [check.output for check in checks] == OUTPUTS[graph.name]
+            assert all(check.deviation < 1e-4 for check in checks)
+
+
+@pytest.mark.slow
 def test_every_output_agrees_with_pytorch(export):
     _, checks = export
     assert {name: [check.output for check in checks if check.graph == name] for name in OUTPUTS} == OUTPUTS
     assert all(check.deviation < 1e-4 for check in checks)
 
 
+@pytest.mark.slow
 def test_files_are_plain_onnx_with_free_batch_sizes(export):
     folder, _ = export
     axes = {"vision_encoder": {"batch"}, "text_encoder": {"prompts"}, "detector": {"pairs"}}
@@ -155,11 +170,13 @@ def test_files_are_plain_onnx_with_free_batch_sizes(export):
         assert str(REPOSITORY).encode() not in graph.path.read_bytes()
 
 
+@pytest.mark.slow
 def test_angles_of_the_rotary_embedding_are_folded(export):
     kinds = {node.op_type for node in onnx.load(export[0] / "vision_encoder.onnx", load_external_data=False).graph.node}
     assert not kinds & {"Sin", "Cos"}
 
 
+@pytest.mark.slow
 def test_manifest_describes_the_files(export, model):
     folder, _ = export
     manifest = json.loads((folder / "graphs.json").read_text())
@@ -224,6 +241,7 @@ def vision(scene, run, model):
     return run("vision_encoder", {"pixel_values": pixel_values(scene, model.config.detector_config.image_size)})
 
 
+@pytest.mark.slow
 def test_text_prompts_end_to_end(scene, vision, run, shapes_segmenter):
     tokens = shapes_segmenter._tokenizer(PROMPTS, padding="max_length", max_length=32, return_tensors="np")
     texts = run("text_encoder", {name: tokens[name] for name in ("input_ids", "attention_mask")})
@@ -241,6 +259,7 @@ def test_text_prompts_end_to_end(scene, vision, run, shapes_segmenter):
     assert all(mask_iou(mask, instances.masks[index]) >= 0.99 for index, mask in enumerate(masks))
 
 
+@pytest.mark.slow
 def test_box_prompts_end_to_end(scene, vision, run, shapes_segmenter):
     xyxy = np.array([[152, 121, 298, 280], [532, 129, 640, 239], [239, 309, 402, 471]], np.float32)
     height, width = scene.shape[:2]
@@ -256,6 +275,7 @@ def test_box_prompts_end_to_end(scene, vision, run, shapes_segmenter):
     assert all(mask_iou(mask, expected.masks[index]) >= 0.99 for index, mask in enumerate(masks))
 
 
+@pytest.mark.slow
 def test_any_batch_size_gives_each_row_what_it_gives_alone(model, run):
     samples = sample_inputs(model, build_graphs(model))
     for graph in build_graphs(model):
@@ -270,6 +290,7 @@ def test_any_batch_size_gives_each_row_what_it_gives_alone(model, run):
             np.testing.assert_allclose(five[name][3:][:, :columns] if columns else five[name][3:], value, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_changed_weight_is_noticed(export, model, tmp_path):
     graph = next(graph for graph in build_graphs(model) if graph.name == "text_encoder")
     sample = sample_inputs(model, build_graphs(model))["text_encoder"]
@@ -400,6 +421,7 @@ def shapes_of(flags, profile):
     return {name: tuple(int(size) for size in shape.split("x")) for name, shape in pairs}
 
 
+@pytest.mark.slow
 def test_trtexec_lines_have_every_input(export):
     folder, _ = export
     graphs, commands = read_folder(folder), trtexec_commands(folder, max_batch=4, max_pairs=6, max_boxes=9)
@@ -415,18 +437,21 @@ def test_trtexec_lines_have_every_input(export):
             assert shapes_of(flags, profile) == expected
 
 
+@pytest.mark.slow
 def test_trtexec_precision(export):
     folder, _ = export
     assert ["bf16" in flags_of(line) for line in trtexec_commands(folder, precision="bf16")] == [True] * 3 + [False]
     assert not any("16" in name for line in trtexec_commands(folder, precision="fp32") for name in flags_of(line))
 
 
+@pytest.mark.slow
 def test_trtexec_lines_survive_odd_folder_names(export, tmp_path):
     odd = tmp_path / "it's here; 100 %"
     shutil.copytree(export[0], odd)
     assert all(str(odd) in flags_of(line)["onnx"] for line in trtexec_commands(odd))
 
 
+@pytest.mark.slow
 def test_trtexec_refuses_what_it_cannot_use(export, tmp_path):
     folder, _ = export
     with pytest.raises(SettingError, match="int8"):
@@ -457,6 +482,7 @@ def test_trtexec_refuses_axes_it_does_not_know(toy, tmp_path):
         trtexec_commands(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_folder_has_its_tokenizer_and_the_command_line_prints_the_engines(export, capsys):
     from autodistill_sam3.cli import main
     from autodistill_sam3.weights import load_tokenizer

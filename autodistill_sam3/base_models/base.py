@@ -2,32 +2,68 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
+import cv2
 import supervision as sv
 from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
-from autodistill_sam3.devices import Precision
+from autodistill_sam3.devices import Precision, precision_name, select_device, with_memory_errors
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.fusion import Thresholds
+from autodistill_sam3.fusion import Thresholds, add_removed, resolve_conflicts
 from autodistill_sam3.images import ImageInput, RGBImage, load_image
-from autodistill_sam3.labeling import LabelingPlan, default_output, label_images
+from autodistill_sam3.labeling import (
+    ImagesInput,
+    LabelingPlan,
+    SplitRule,
+    check_formats,
+    default_output,
+    label_images,
+)
 from autodistill_sam3.ontology import Ontology, PromptTable
+from autodistill_sam3.thresholds_file import read_thresholds
+from autodistill_sam3.tiling import DEFAULT_TILE, detect_in_tiles
+
+OverlappingClasses = Literal["best", "keep"]
+
+_PACKAGES = ("autodistill-grounded-sam3", "torch", "torchvision", "transformers", "supervision", "numpy")
+# Those of which another version may give other labels.
+_DECIDING_PACKAGES = ("autodistill-grounded-sam3", "torch", "transformers")
 
 
 class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill has no types
     """A base model of autodistill that predicts in batches and labels folders safely."""
 
-    def __init__(self, ontology: Ontology, thresholds: Thresholds, precision: Precision) -> None:
+    _gives_masks = True
+
+    def __init__(
+        self,
+        ontology: Ontology,
+        thresholds: Thresholds,
+        overlapping_classes: OverlappingClasses,
+        device: str | None,
+        precision: Precision,
+    ) -> None:
+        if overlapping_classes not in get_args(OverlappingClasses):
+            raise SettingError(
+                f"Expected overlapping_classes to be one of {get_args(OverlappingClasses)}, "
+                f"received {overlapping_classes!r}"
+            )
         self.thresholds = thresholds
-        self.precision = precision
+        self.overlapping_classes = overlapping_classes
+        selected = select_device(device)
+        self.precision = precision_name(precision, selected)
+        # Batches gain nothing on a CPU, and padding the last one costs.
+        self._device_type = selected.type
+        self._batch_size = 1 if selected.type == "cpu" else LabelingPlan.batch_size
         self.set_ontology(ontology)
 
     def set_ontology(self, ontology: Ontology) -> None:
@@ -61,15 +97,15 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
     def predict_batch(self, inputs: Sequence[ImageInput]) -> list[sv.Detections]:
         """:meth:`predict` for many images; the model sees them in batches."""
         found: list[sv.Detections] = []
-        step = LabelingPlan.batch_size
+        step = self._batch_size
         for start in range(0, len(inputs), step):
             images = [load_image(source) for source in inputs[start : start + step]]
-            found += [with_dense_masks(detections) for detections in self._detect(images)]
+            found += [with_dense_masks(detections) for detections in self._detect_all(images)]
         return found
 
     def label(
         self,
-        input_folder: str | Path,
+        input_folder: ImagesInput,
         extension: str | None = None,
         output_folder: str | Path | None = None,
         human_in_the_loop: bool = False,
@@ -79,34 +115,55 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         record_confidence: bool = False,
         nms_settings: NmsSetting = NmsSetting.NONE,
         *,
-        limit: int | None = None,
+        recursive: bool = LabelingPlan.recursive,
+        tile: int | None = None,
+        thresholds: Mapping[str, float] | str | Path | None = None,
+        formats: Sequence[str] = LabelingPlan.formats,
+        limit: int | None = LabelingPlan.limit,
         plot: bool = LabelingPlan.plot,
         overwrite: bool = LabelingPlan.overwrite,
-        batch_size: int = LabelingPlan.batch_size,
-        seed: int = LabelingPlan.seed,
+        batch_size: int | None = None,
+        seed: int = SplitRule.seed,
+        valid_share: float = SplitRule.valid_share,
+        test_share: float = SplitRule.test_share,
+        group_by: str | None = SplitRule.group_by,
+        group_near_duplicates: bool = LabelingPlan.group_near_duplicates,
         progress: bool = LabelingPlan.progress,
     ) -> sv.DetectionDataset:
-        """Label a folder of images; the first nine arguments are autodistill's.
+        """Label images; the first nine arguments are autodistill's.
 
         Writes autodistill's layout (`data.yaml`, `train|valid/{images,labels}`) and COCO with RLE beside it. Each
         image is on disk before the next batch starts, so a run that was stopped goes on where it was when it is
-        started again. Images that cannot be read are listed in `quarantine.jsonl`.
+        started again, and ends with the same files. Images that cannot be read, or that the model fails on, are listed
+        in `quarantine.jsonl`. `report.json` counts what the dataset holds, and what was left out.
 
         Args:
-            input_folder: The folder of images; sub-folders are not read.
+            input_folder: The folder of images; or a glob, a manifest (`.txt` with a path in each line, or `.jsonl` with
+                a path or `{"image": path, "group": text}` in each), an image, or a list of paths.
             extension: Take only files with this suffix, in any case; None takes all common ones.
             output_folder: The dataset's folder; by default the input's name with `_labeled`.
             human_in_the_loop: Upload the dataset to Roboflow afterwards.
             roboflow_project: The Roboflow project to upload to.
             roboflow_tags: Accepted for autodistill's sake; Roboflow's dataset upload takes no tags.
-            sahi: Cut large images into overlapping tiles.
+            sahi: Cut images larger than a tile into overlapping tiles, and look at the whole image, too.
             record_confidence: Write `confidence-<name>.txt` beside each label file, one value per line of it.
             nms_settings: Non-maximum suppression after fusion: none, per class, or across classes.
+            recursive: Read sub-folders, too; their names go into the images' names.
+            tile: Side of the tiles in pixels of the image; implies `sahi`, which alone takes tiles of 1008.
+            thresholds: By class name, or the path of `thresholds.json` as `evaluate` writes it: values that replace the
+                model's for these classes in this run.
+            formats: Of the labels: "yolo" or "yolo-detection", "coco", "voc", "masks".
             limit: Label only so many images, in the order of their names; what earlier runs finished stays.
             plot: Write review sheets into `review/`.
             overwrite: Replace the dataset of an earlier run; other folders are never touched.
-            batch_size: Images per call of the model.
-            seed: Of the split into train and valid.
+            batch_size: Images per call of the model, which gets smaller batches if memory runs out; by default 8, on a
+                CPU 1.
+            seed: Of the split.
+            valid_share: Share of the images, or groups, that go to `valid`.
+            test_share: Share that goes to `test`.
+            group_by: A regular expression such as `r"cam[0-9]+"`; images whose names (paths below the input) have the
+                same match, or the same first group of it, go to the same split.
+            group_near_duplicates: Put an image into the split of the earliest one that it nearly equals.
             progress: Show a progress bar.
 
         Returns:
@@ -114,31 +171,41 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
 
         Raises:
             InputFolderError: There is nothing to label.
-            OutputFolderError: The output folder may not be written to.
+            OutputFolderError: The output folder may not be written to, holds a dataset made with other settings, or
+                another run is at work in it.
             LabelingError: Writing failed, or an earlier run's journal is damaged.
             SettingError: A value is out of its range.
+            KeyboardInterrupt: After Ctrl-C, when the images in flight are finished.
         """
         nms = _nms_setting(nms_settings)
-        for name, value in (("limit", limit), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise SettingError(f"Expected {name} to be at least 1, received {value}")
-        source = Path(input_folder)
+        if "masks" in formats and not self._gives_masks:
+            raise SettingError(f"Expected formats without 'masks', since {type(self).__name__} gives boxes only")
+        # Hashes of gigabytes: kept here, since the copy below would take them along.
+        self._identity()
+        values = thresholds if isinstance(thresholds, Mapping | None) else read_thresholds(Path(thresholds))
+        model = self._with_thresholds(self.thresholds.replaced_for(values or {}))
+        side = tile if tile is not None else DEFAULT_TILE if sahi else None
         plan = LabelingPlan(
-            source=source,
-            output=Path(output_folder) if output_folder is not None else default_output(source),
+            source=input_folder,
+            output=Path(output_folder) if output_folder is not None else default_output(input_folder),
             classes=self.table.classes,
-            settings=self._settings() | {"sahi": sahi, "nms_settings": nms.value},
-            versions=_versions(),
+            settings=model._settings() | {"tile": side, "nms_settings": nms.value},
+            provenance={"checkpoints": self._checkpoints(), "versions": _versions_of(_PACKAGES)},
             extension=extension,
+            recursive=recursive,
             limit=limit,
-            batch_size=batch_size,
-            seed=seed,
+            batch_size=self._batch_size if batch_size is None else batch_size,
+            split=SplitRule(seed, valid_share, test_share, group_by),
+            group_near_duplicates=group_near_duplicates,
+            formats=check_formats(formats),
             record_confidence=record_confidence,
             plot=plot,
             overwrite=overwrite,
             progress=progress,
         )
-        dataset = label_images(plan, lambda images: [_suppress(found, nms) for found in self._detect_all(images, sahi)])
+        dataset = label_images(
+            plan, lambda images: [_suppress(found, nms) for found in model._detect_all(images, side)]
+        )
         if human_in_the_loop:
             _upload_to_roboflow(plan.output, roboflow_project)
         return dataset
@@ -147,26 +214,51 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
     def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
         """Detections of a batch, with compact masks."""
 
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """Which models these are, by the hashes of their contents, as JSON values."""
+
+    @abstractmethod
+    def _checkpoints(self) -> dict[str, str]:
+        """Where the models lie, to be read by people."""
+
+    def _with_thresholds(self, thresholds: Thresholds) -> Self:
+        """This model with other thresholds; it shares everything else."""
+        thresholds.check_classes(self.table.classes)
+        model = copy.copy(self)
+        model.thresholds = thresholds
+        return model
+
     def _settings(self) -> dict[str, Any]:
         """What decides which labels come out, as JSON values."""
         return {
             "model": type(self).__name__,
-            "prompts": dict(zip(self.table.prompts, self.table.class_of_prompt, strict=True)),
+            # As pairs, since their order counts.
+            "prompts": [list(pair) for pair in zip(self.table.prompts, self.table.class_of_prompt, strict=True)],
             "thresholds": asdict(self.thresholds),
+            "overlapping_classes": self.overlapping_classes,
+            "device": self._device_type,
             "precision": self.precision,
+            "identity": self._identity(),
+            "versions": _versions_of(_DECIDING_PACKAGES) | {"opencv": cv2.__version__},
         }
 
-    def _detect_all(self, images: Sequence[RGBImage], sahi: bool) -> list[sv.Detections]:
-        if not sahi:
-            return self._detect(images)
-        slicer = sv.InferenceSlicer(callback=lambda tile: self._detect([tile])[0])
-        return [slicer(image) for image in images]
+    def _detect_all(self, images: Sequence[RGBImage], tile: int | None = None) -> list[sv.Detections]:
+        """Detections of a batch, in tiles of this side if one is given, without doubles across classes."""
+
+        def detect(batch: Sequence[RGBImage]) -> list[sv.Detections]:
+            return with_memory_errors(lambda: self._detect(batch))
+
+        found = detect(images) if tile is None else detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
+        return [resolve_conflicts(item, keep_both=self.overlapping_classes == "keep") for item in found]
 
 
 def with_dense_masks(detections: sv.Detections) -> sv.Detections:
-    """Dense (N, H, W) masks, which callers may treat as any array."""
+    """Detections as users get them: dense (N, H, W) masks, which may be treated as any array, and no counts."""
     if isinstance(detections.mask, sv.CompactMask):
         detections.mask = detections.mask.to_dense()
+    # Counts of one image, for the report of a run; detections with different counts could not be merged.
+    detections.metadata.clear()
     return detections
 
 
@@ -181,13 +273,14 @@ def _nms_setting(value: NmsSetting | str) -> NmsSetting:
 def _suppress(detections: sv.Detections, nms: NmsSetting) -> sv.Detections:
     if nms is NmsSetting.NONE or not len(detections):
         return detections
-    return detections.with_nms(class_agnostic=nms is NmsSetting.CLASS_AGNOSTIC)
+    kept = detections.with_nms(class_agnostic=nms is NmsSetting.CLASS_AGNOSTIC)
+    add_removed(kept, "nms", len(detections) - len(kept))
+    return kept
 
 
-def _versions() -> dict[str, str]:
-    names = ("autodistill-grounded-sam3", "torch", "torchvision", "transformers", "supervision", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in names:
+def _versions_of(packages: Sequence[str]) -> dict[str, str]:
+    versions = {"python": platform.python_version()} if packages is _PACKAGES else {}
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel
+from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.fusion import Thresholds, fuse, text_floor
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
-from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, TextResult, check_backend, load_segmenter
-from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, florence2_argument
+from autodistill_sam3.segmentation import (
+    DEFAULT_BACKEND,
+    Backend,
+    TextResult,
+    check_backend,
+    load_segmenter,
+    segmenter_identity,
+)
+from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, florence2_argument, sha256_of
 
 Prompting = Literal["text", "boxes", "both"]
 GROUNDING_MODEL = "Florence 2"
@@ -39,7 +47,10 @@ class GroundedSAM3(LabelingModel):
             turns each into a mask. "both": both, fused.
         confidence: For what text, or text and box together, found: detections below it are dropped.
         box_confidence: For what boxes alone found.
-        thresholds: By class name, a value that replaces both for that class.
+        thresholds: By class name, a value that replaces both for that class. It is for the final confidence, so text
+            and box may reach it together.
+        overlapping_classes: One object that was found under two classes: "best" gives it to the more confident one,
+            "keep" keeps both.
         presence_gate: With "both", prompts of which SAM 3 sees less than this presence in an image are not sent to
             Florence-2, the slower model. Off by default, since it lets SAM 3 veto what it misses; 0.05 is mild.
         device: Such as "cuda:1"; by default the best one there is.
@@ -69,10 +80,12 @@ class GroundedSAM3(LabelingModel):
         box_confidence: float = Thresholds.box_confidence,
         thresholds: Mapping[str, float] | None = None,
         presence_gate: float | None = None,
+        overlapping_classes: OverlappingClasses = "best",
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__(ontology, Thresholds(confidence, box_confidence, dict(thresholds or {})), precision)
+        minima = Thresholds(confidence, box_confidence, dict(thresholds or {}))
+        super().__init__(ontology, minima, overlapping_classes, device, precision)
         _check_choices(model, prompting, presence_gate)
         check_backend(backend)
         self.backend = backend
@@ -132,20 +145,34 @@ class GroundedSAM3(LabelingModel):
         ]
 
     def _promising(self, boxes: Boxes) -> Boxes:
-        """The boxes that can still reach their threshold; a mask's predicted IoU only lowers the score."""
+        """The boxes that can still reach their threshold; a mask's predicted IoU only lowers the score.
+
+        A box below the value for its class may still reach it together with text.
+        """
         names = [self.table.classes[class_id] for class_id in self.table.class_ids(boxes.prompt_index)]
-        minimum = np.array([self.thresholds.for_boxes(name) for name in names])
+        is_fused = self.prompting == "both"
+        floors = [
+            self.thresholds.before_pairing(name)[1] if is_fused else self.thresholds.for_boxes(name) for name in names
+        ]
+        minimum = np.array(floors)
         return boxes.select(boxes.scores >= minimum)
 
     def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {
-            "prompting": self.prompting,
-            "backend": self.backend,
-            "checkpoint": str(self.checkpoint.resolve()),
-            "bpe_path": self.bpe_path and str(Path(self.bpe_path).absolute()),
-            "florence2_checkpoint": self.florence2_checkpoint and str(self.florence2_checkpoint.resolve()),
-            "presence_gate": self.presence_gate,
-        }
+        return super()._settings() | {"prompting": self.prompting, "presence_gate": self.presence_gate}
+
+    def _identity(self) -> dict[str, Any]:
+        return self._hashes
+
+    def _checkpoints(self) -> dict[str, str]:
+        places = {"sam3": self.checkpoint, "florence2": self.florence2_checkpoint}
+        return {name: str(place.resolve()) for name, place in places.items() if place is not None}
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        hashes = segmenter_identity(self.checkpoint, self.backend, self.bpe_path)
+        if self.florence2_checkpoint is not None:
+            hashes["florence2_sha256"] = sha256_of(self.florence2_checkpoint)
+        return hashes
 
 
 def _check_choices(model: str, prompting: str, presence_gate: float | None) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel, with_dense_masks
+from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.fusion import Thresholds, fuse, text_floor
-from autodistill_sam3.images import ImageInput, RGBImage, load_image
+from autodistill_sam3.images import ImageInput, RGBImage
 from autodistill_sam3.ontology import Ontology
-from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, load_segmenter
+from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, load_segmenter, segmenter_identity
 from autodistill_sam3.weights import SAM3, find_checkpoint
 
 
@@ -31,6 +32,8 @@ class SegmentAnything3(LabelingModel):
         backend: "transformers": this package's engine. "sam3": Meta's own code and files.
         confidence: Detections below it are dropped.
         thresholds: By class name, a value that replaces `confidence` for that class.
+        overlapping_classes: One object that was found under two classes: "best" gives it to the more confident one,
+            "keep" keeps both.
         device: Such as "cuda:1"; by default the best one there is.
         precision: "auto", "bf16", "fp16" or "fp32".
 
@@ -53,10 +56,12 @@ class SegmentAnything3(LabelingModel):
         backend: Backend = DEFAULT_BACKEND,
         confidence: float = Thresholds.confidence,
         thresholds: Mapping[str, float] | None = None,
+        overlapping_classes: OverlappingClasses = "best",
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__(ontology, Thresholds(confidence=confidence, per_class=dict(thresholds or {})), precision)
+        minima = Thresholds(confidence=confidence, per_class=dict(thresholds or {}))
+        super().__init__(ontology, minima, overlapping_classes, device, precision)
         check_backend(backend)
         self.backend = backend
         self.bpe_path = bpe_path
@@ -67,21 +72,23 @@ class SegmentAnything3(LabelingModel):
 
     def predict(self, input: ImageInput, confidence: float | None = None) -> sv.Detections:
         """:meth:`LabelingModel.predict`; `confidence`, if given, replaces the constructor's for this call."""
-        thresholds = self.thresholds if confidence is None else replace(self.thresholds, confidence=confidence)
-        return with_dense_masks(self._detect_above([load_image(input)], thresholds)[0])
+        model = self
+        if confidence is not None:
+            model = self._with_thresholds(replace(self.thresholds, confidence=confidence))
+        return model.predict_batch([input])[0]
 
     def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
-        return self._detect_above(images, self.thresholds)
-
-    def _detect_above(self, images: Sequence[RGBImage], thresholds: Thresholds) -> list[sv.Detections]:
         features = self.segmenter.encode(images)
-        floor = text_floor(thresholds, self.table, fused=False)
+        floor = text_floor(self.thresholds, self.table, fused=False)
         results = self.segmenter.segment_text(features, self.table.prompts, floor)
-        return [fuse(result.instances, None, self.table, thresholds) for result in results]
+        return [fuse(result.instances, None, self.table, self.thresholds) for result in results]
 
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {
-            "backend": self.backend,
-            "checkpoint": str(self.checkpoint.resolve()),
-            "bpe_path": self.bpe_path and str(Path(self.bpe_path).absolute()),
-        }
+    def _identity(self) -> dict[str, Any]:
+        return self._segmenter_identity
+
+    def _checkpoints(self) -> dict[str, str]:
+        return {"sam3": str(self.checkpoint.resolve())}
+
+    @cached_property
+    def _segmenter_identity(self) -> dict[str, str]:
+        return segmenter_identity(self.checkpoint, self.backend, self.bpe_path)

@@ -1,7 +1,20 @@
 """Images -> a labelled dataset on disk. Knows files and `sv.Detections`, nothing of models."""
 
-from autodistill_sam3.labeling.folder import default_output, read_run
-from autodistill_sam3.labeling.run import LabelingPlan, label_images
-from autodistill_sam3.labeling.source import find_images
+from autodistill_sam3.labeling.folder import read_run
+from autodistill_sam3.labeling.formats import FORMATS, check_formats
+from autodistill_sam3.labeling.inputs import ImagesInput, default_output, find_images
+from autodistill_sam3.labeling.plan import LabelingPlan
+from autodistill_sam3.labeling.run import label_images
+from autodistill_sam3.labeling.split import SplitRule
 
-__all__ = ["LabelingPlan", "default_output", "find_images", "label_images", "read_run"]
+__all__ = [
+    "FORMATS",
+    "ImagesInput",
+    "LabelingPlan",
+    "SplitRule",
+    "check_formats",
+    "default_output",
+    "find_images",
+    "label_images",
+    "read_run",
+]

@@ -1,16 +1,17 @@
-"""The files of a labelled folder: autodistill's layout, COCO beside it, and what the run was.
+"""The files of a labelled folder, written whole or not at all, and whose folder it is.
 
-data.yaml  run.json  journal.jsonl  quarantine.jsonl
-train|valid/images/  train|valid/labels/  train|valid/_annotations.coco.json
+data.yaml  run.json  journal.jsonl  quarantine.jsonl  report.json
+train|valid|test/images/  train|valid|test/labels/  train|valid|test/_annotations.coco.json
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,125 +20,150 @@ from PIL import Image
 
 from autodistill_sam3.errors import OutputFolderError
 from autodistill_sam3.images import RGBImage, has_image_suffix, is_plain_rgb_file
-from autodistill_sam3.labeling.records import SPLITS, ImageRecord, yolo_lines
-from autodistill_sam3.labeling.source import CONFIDENCE_PREFIX, SourceImage
+from autodistill_sam3.labeling.journal import Journal
+from autodistill_sam3.labeling.names import SourceImage
+from autodistill_sam3.labeling.records import SPLITS, Split
+from autodistill_sam3.layout import DATA_YAML, JOURNAL, QUARANTINE, REPORT, REVIEW, RUN
 
-JOURNAL = "journal.jsonl"
-QUARANTINE = "quarantine.jsonl"
-RUN = "run.json"
-REVIEW = "review"
+_LOCK = ".lock"
 _PART = ".part"
-# The order in which an earlier run is removed: first what says which images are finished, last what says it is ours.
-_OURS = (JOURNAL, "train", "valid", REVIEW, "data.yaml", QUARANTINE, _PART, RUN)
 
 
-def claim_folder(output: Path, source: Path, run: dict[str, Any], *, overwrite: bool) -> None:
-    """Make the output folder ready for a run, or refuse.
+@contextlib.contextmanager
+def claimed(output: Path, run: dict[str, Any], *, overwrite: bool) -> Iterator[dict[str, Any]]:
+    """Hold the output folder for one run, or refuse.
 
     Args:
         output: The folder to write; created if missing.
-        source: The input folder.
-        run: What is written to `run.json`. A folder whose `run.json` has equal `settings` is continued.
+        run: What is written to `run.json`. A folder whose `run.json` has equal `settings` is continued; what its
+            earlier runs wrote (`writes`: formats, confidences) is written for new images, too.
         overwrite: Remove an earlier run's files first, whatever its settings.
 
+    Yields:
+        `run` with the `writes` of earlier runs.
+
     Raises:
-        OutputFolderError: It lies in the input, holds something else, or an earlier run with other settings.
+        OutputFolderError: It holds something else, or an earlier run with other settings, cannot be written to, or
+            another run is at work in it.
     """
-    inside, outside = output.resolve(), source.resolve()
-    if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise OutputFolderError(
-            f"Expected an output folder apart from the images: neither in {source} nor around it, received {output}"
-        )
-    if output.exists() and not output.is_dir():
-        raise OutputFolderError(f"Expected a folder to write to, received a file: {output}")
-    earlier = read_run(output)
-    if earlier is None and output.exists() and any(path.name != _PART for path in output.iterdir()):
-        raise OutputFolderError(
-            f"Expected a new or empty output folder, received one that holds something else: {output}. "
-            "Choose another; nothing was written."
-        )
-    if earlier is not None and overwrite:
-        _remove_run(output)
-    elif earlier is not None and earlier.get("settings") != run["settings"]:
-        raise OutputFolderError(
-            f"{output} holds a dataset made with other settings:\n"
-            f"{_difference(earlier.get('settings'), run['settings'])}\n"
-            "Choose another folder, or pass overwrite=True to start anew."
-        )
-    try:
+    # As it will be read, and before anything is touched: settings that are no JSON are refused here.
+    run = json.loads(json.dumps(run))
+    _check_ours(output)
+    with _writable(output):
         output.mkdir(parents=True, exist_ok=True)
-        # First of all files: a folder without it is taken for somebody else's.
-        with replacing(output / RUN, "w") as file:
+    with _locked(output):
+        earlier = read_run(output)
+        if earlier is not None and (overwrite or earlier.get("is_being_removed")):
+            with _writable(output):
+                _remove_run(output, earlier)
+            earlier = None
+        if earlier is not None:
+            check_settings(output, earlier, run["settings"])
+            run = run | {"writes": _joined(output, earlier.get("writes", {}), run["writes"])}
+        with _writable(output), replacing(output / RUN, "w") as file:
+            # First of all files: a folder without it is taken for somebody else's.
             json.dump(run, file, indent=2)
-        for split in SPLITS:
-            for part in ("images", "labels"):
-                (output / split / part).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputFolderError(f"Expected a folder that can be written to, received {output}: {error}") from error
+        yield run
 
 
-def place_image(source: SourceImage, pixels: RGBImage, split_folder: Path) -> str:
+def check_settings(output: Path, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on with other settings.
+
+    Raises:
+        OutputFolderError: They differ; the message says in what.
+    """
+    if difference := _difference(_flat(earlier.get("settings")), _flat(settings)):
+        raise OutputFolderError(
+            f"{output} holds a dataset made with other settings:\n{difference}\n"
+            "Choose another folder, or pass overwrite=True (--overwrite) to start anew."
+        )
+
+
+def check_apart(output: Path, searched: Path | None, images: Iterable[SourceImage]) -> None:
+    """Refuse an output folder that holds the images, or lies in a folder that is searched for them.
+
+    Raises:
+        OutputFolderError: It does.
+    """
+    place = output.resolve()
+    places = {searched} if searched is not None else {image.path.parent for image in images}
+    if any(place == other or place in other.parents for other in map(_resolved, places)) or (
+        searched is not None and _resolved(searched) in place.parents
+    ):
+        raise OutputFolderError(
+            f"Expected an output folder apart from the images, neither among nor around them, received {output}"
+        )
+
+
+def make_splits(output: Path, splits: Sequence[Split]) -> None:
+    """The folders of the images."""
+    for split in splits:
+        (output / split / "images").mkdir(parents=True, exist_ok=True)
+
+
+def place_image(source: SourceImage, stem: str, pixels: RGBImage, split_folder: Path) -> str:
     """Put an image into a split: byte for byte if every reader sees it as we do, else as a lossless upright PNG.
 
     Returns:
         Its file name.
     """
     if has_image_suffix(source.path) and is_plain_rgb_file(source.path):
-        name = source.stem + source.path.suffix
+        name = stem + source.path.suffix
         with replacing(split_folder / "images" / name, "wb") as file, source.path.open("rb") as original:
             shutil.copyfileobj(original, file)
     else:
-        name = f"{source.stem}.png"
+        name = f"{stem}.png"
         with replacing(split_folder / "images" / name, "wb") as file:
             Image.fromarray(pixels).save(file, format="PNG")
     return name
 
 
-def remove_image(source: SourceImage, split_folder: Path) -> None:
-    """Take back what was written of an image that could not be written whole."""
-    images = [split_folder / "images" / f"{source.stem}{suffix}" for suffix in (source.path.suffix, ".png")]
-    for path in [*images, *label_paths(images[0].name, split_folder, record_confidence=True)]:
-        # Among them is the name that could not be written, and so cannot be removed.
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files given by their path below a folder."""
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, "wb") as file:
+            file.write(content)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Take back files given by their path below a folder, where they are there."""
+    for name in names:
+        # Among them may be a name that could not be written, and so cannot be removed.
         with contextlib.suppress(OSError):
-            path.unlink()
+            (folder / name).unlink()
 
 
-def label_paths(file: str, split_folder: Path, record_confidence: bool) -> list[Path]:
-    """The label file of an image and, if asked for, its confidence file."""
-    prefixes = ("", CONFIDENCE_PREFIX) if record_confidence else ("",)
-    return [split_folder / "labels" / f"{prefix}{Path(file).stem}.txt" for prefix in prefixes]
-
-
-def write_labels(record: ImageRecord, split_folder: Path, *, record_confidence: bool) -> None:
-    """Write an image's YOLO file and, if asked, `confidence-<name>.txt` with one value per line of it."""
-    contents = (yolo_lines(record), [str(annotation["confidence"]) for annotation in record["annotations"]])
-    for path, lines in zip(label_paths(record["file"], split_folder, record_confidence), contents, strict=False):
-        _write_lines(path, lines)
-
-
-def write_data_yaml(output: Path, classes: Iterable[str]) -> None:
-    """Write `data.yaml` with paths relative to itself, so that the folder can be moved."""
-    names = list(classes)
-    content = {"train": "train/images", "val": "valid/images", "nc": len(names), "names": names}
-    with replacing(output / "data.yaml", "w") as file:
+def write_data_yaml(output: Path, splits: Sequence[Split], classes: Sequence[str]) -> None:
+    """Write `data.yaml` with paths relative to itself, so that the folder can be moved; one that is there stays."""
+    if (output / DATA_YAML).exists():
+        return
+    keys = {"train": "train", "valid": "val", "test": "test"}
+    paths = {keys[split]: f"{split}/images" for split in splits}
+    with replacing(output / DATA_YAML, "w") as file:
+        content = paths | {"nc": len(classes), "names": list(classes)}
         yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
 
 
-def write_coco(path: Path, records: Callable[[], Iterable[ImageRecord]], classes: Iterable[str]) -> None:
-    """Write a COCO file, one record in memory at a time.
+def write_whole(output: Path, name: str, journal: Journal, write: Callable[[IO[str]], None]) -> None:
+    """Write a file of the whole dataset; the journal knows its content before it takes its place."""
+    with replacing(output / name, "w", before=lambda part: journal.wrote(name, _sha256(part))) as file:
+        write(file)
 
-    Image and annotation ids count from 1 in the order of the records; category ids are class ids plus 1, since
-    COCO tools take 0 for "no category".
+
+def check_not_edited(output: Path, names: Iterable[str], journal: Journal) -> None:
+    """Refuse to replace a file of the whole dataset that somebody has changed.
+
+    Raises:
+        OutputFolderError: One has a content that no run has written.
     """
-    categories = [{"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(classes, 1)]
-    with replacing(path, "w") as file:
-        file.write('{"info":{"description":"autodistill_sam3"},\n"categories":')
-        file.write(json.dumps(categories))
-        file.write(',\n"images":[')
-        _write_items(file, (_coco_image(index, record) for index, record in enumerate(records(), 1)))
-        file.write('],\n"annotations":[')
-        _write_items(file, _coco_annotations(records()))
-        file.write("]}\n")
+    for path in (output / name for name in names):
+        if path.exists() and not journal.has_written(path.relative_to(output).as_posix(), _sha256(path)):
+            raise OutputFolderError(
+                f"{path} was changed since it was written. Move it elsewhere to go on, or pass overwrite=True "
+                "(--overwrite) to start anew."
+            )
 
 
 def append_quarantine(output: Path, source: str, reason: str) -> None:
@@ -146,9 +172,23 @@ def append_quarantine(output: Path, source: str, reason: str) -> None:
         file.write(json.dumps({"source": source, "reason": reason}) + "\n")
 
 
+def read_quarantine(output: Path) -> list[dict[str, str]]:
+    """What could not be labelled, and why."""
+    path = output / QUARANTINE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 @contextlib.contextmanager
-def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """Open a temporary file that takes the path's place when the block ends without an error."""
+def replacing(path: Path, mode: str, before: Callable[[Path], None] | None = None) -> Iterator[IO[Any]]:
+    """Open a temporary file that takes the path's place when the block ends without an error.
+
+    Args:
+        path: The file.
+        mode: "w" or "wb".
+        before: Called with the temporary file when it is complete.
+    """
     # Not made from the path's name, which may already be as long as the file system allows.
     temporary = path.with_name(_PART)
     try:
@@ -156,57 +196,11 @@ def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with replacing(path, "w") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _write_items(file: IO[str], items: Iterable[dict[str, Any]]) -> None:
-    for index, item in enumerate(items):
-        file.write(("," if index else "") + "\n" + json.dumps(item, separators=(",", ":")))
-
-
-def _coco_image(image_id: int, record: ImageRecord) -> dict[str, Any]:
-    return {
-        "id": image_id,
-        "file_name": f"images/{record['file']}",
-        "width": record["width"],
-        "height": record["height"],
-    }
-
-
-def _coco_annotations(records: Iterable[ImageRecord]) -> Iterable[dict[str, Any]]:
-    annotation_id = 0
-    for image_id, record in enumerate(records, 1):
-        for annotation in record["annotations"]:
-            annotation_id += 1
-            yield {
-                "id": annotation_id,
-                "image_id": image_id,
-                "category_id": annotation["class_id"] + 1,
-                "bbox": annotation["bbox"],
-                "area": annotation["area"],
-                "segmentation": annotation["segmentation"] or [],
-                "iscrowd": 0,
-                "score": annotation["confidence"],
-                **annotation["data"],
-            }
-
-
-def default_output(source: Path) -> Path:
-    """Where a folder's dataset goes if nothing is said: beside it, with `_labeled` behind its name.
-
-    Example:
-        >>> default_output(Path("photos/")).as_posix()
-        'photos_labeled'
-    """
-    named = source if source.name not in ("", "..") else source.resolve()
-    return named.with_name(f"{named.name}_labeled")
 
 
 def read_run(output: Path) -> dict[str, Any] | None:
@@ -218,8 +212,62 @@ def read_run(output: Path) -> dict[str, Any] | None:
     return run if isinstance(run, dict) and run.get("format") == "autodistill_sam3" else None
 
 
-def _remove_run(output: Path) -> None:
-    for name in _OURS:
+def _check_ours(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise OutputFolderError(f"Expected a folder to write to, received a file: {output}")
+    if read_run(output) is None and output.exists():
+        with _writable(output):
+            others = [path for path in output.iterdir() if path.name not in (_PART, _LOCK)]
+        if others:
+            raise OutputFolderError(
+                f"Expected a new or empty output folder, received one that holds something else: {output}. "
+                "Choose another; nothing was written."
+            )
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    import filelock
+
+    lock = filelock.FileLock(output / _LOCK)
+    try:
+        with _writable(output):
+            lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise OutputFolderError(
+            f"Another run is at work in {output}. Wait for it to end, or choose another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _writable(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise OutputFolderError(f"Expected a folder that can be written to, received {output}: {error}") from error
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    # A manifest may hold names that no file system takes.
+    except (OSError, ValueError):
+        return path
+
+
+def _remove_run(output: Path, run: dict[str, Any]) -> None:
+    """Remove what a run has written; a removal that is interrupted is completed by the next run."""
+    with replacing(output / RUN, "w") as file:
+        json.dump(run | {"is_being_removed": True}, file, indent=2)
+    has_test = run.get("settings", {}).get("split", {}).get("test_share")
+    splits = [split for split in SPLITS if split != "test" or has_test]
+    for name in (JOURNAL, *splits, REVIEW, DATA_YAML, QUARANTINE, REPORT, _PART, RUN):
         path = output / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -227,10 +275,35 @@ def _remove_run(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _difference(earlier: Any, now: dict[str, Any]) -> str:
-    before = earlier if isinstance(earlier, dict) else {}
+def _joined(output: Path, earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    formats = list(dict.fromkeys([*earlier.get("formats", ()), *now["formats"]]))
+    if {"yolo", "yolo-detection"} <= set(formats):
+        raise OutputFolderError(
+            f"Expected one kind of YOLO labels, received {now['formats']} for {output}, which has "
+            f"{earlier['formats']}. Choose another folder, or pass overwrite=True (--overwrite) to start anew."
+        )
+    confidence = bool(earlier.get("record_confidence")) or now["record_confidence"]
+    return {"formats": formats, "record_confidence": confidence}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings under names such as `thresholds.confidence`."""
+    if not isinstance(value, dict):
+        return {prefix[:-1]: value}
+    return {key: item for name, part in value.items() for key, item in _flat(part, f"{prefix}{name}.").items()}
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    def shown(values: dict[str, Any], key: str) -> str:
+        return repr(values[key]) if key in values else "nothing"
+
     return "\n".join(
-        f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        f"  {key}: {shown(before, key)} there, {shown(now, key)} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        if shown(before, key) != shown(now, key)
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

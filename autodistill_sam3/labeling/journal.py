@@ -1,35 +1,49 @@
 """`journal.jsonl`: one line per finished image, appended once its files are in place.
 
 A last line that a crash cut short is dropped when the journal is opened again. Of two lines for one image the later
-counts.
+counts. Lines with an "event" say what else a later run has to know.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import supervision as sv
 
 from autodistill_sam3.errors import LabelingError
 from autodistill_sam3.labeling.records import ImageRecord, Split, detections_of
 
+# By event, None for a finished image.
+_KEYS_OF: dict[str | None, tuple[str, ...]] = {
+    None: ("source", "split", "file", "phash", "size", "mtime_ns", "annotations"),
+    "out_of_memory": ("batch_size",),
+    "wrote": ("file", "sha256"),
+    "writing": ("images",),
+}
 
-@dataclass(frozen=True)
-class Entry:
+
+class Entry(NamedTuple):
     """Where a record begins in the journal, and what is asked of it most."""
 
     offset: int
     split: Split
     file: str
+    phash: str
+    size: int
+    mtime_ns: int
 
 
 class Journal:
     """Appends records durably and remembers where each begins; the records themselves stay on disk.
+
+    Attributes:
+        batch_size: What the batch has shrunk to, if memory ran out.
+        pending: Source name -> split and stem, of images whose files a run was about to write when it ended.
+        superseded: Split and name of image files that a later copy of the same image replaced.
 
     Raises:
         LabelingError: A line in the middle is damaged.
@@ -37,18 +51,13 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.batch_size: int | None = None
+        self.pending: dict[str, tuple[Split, str]] = {}
+        self.superseded: list[tuple[Split, str]] = []
         self._entries: dict[str, Entry] = {}
-        end = 0
+        self._written: dict[str, list[str]] = {}
         if path.exists():
-            with path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if not line.endswith(b"\n"):
-                        break
-                    record = self._parse(line, number)
-                    self._entries[record["source"]] = Entry(end, record["split"], record["file"])
-                    end += len(line)
-            if end < path.stat().st_size:
-                os.truncate(path, end)
+            self._read()
 
     def __contains__(self, source: str) -> bool:
         return source in self._entries
@@ -56,14 +65,32 @@ class Journal:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __getitem__(self, source: str) -> Entry:
+        return self._entries[source]
+
     def append(self, record: ImageRecord) -> None:
         """Write a record and wait until it is on the disk."""
-        with self.path.open("ab") as file:
-            start = file.seek(0, os.SEEK_END)
-            file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._entries[record["source"]] = Entry(start, record["split"], record["file"])
+        self._note(self._append(record), record)
+
+    def begin(self, images: Sequence[tuple[str, Split, str]]) -> None:
+        """Note that files of these images, (source, split, stem) each, are about to be written."""
+        line = {"event": "writing", "images": list(images)}
+        self._note(self._append(line), line)
+
+    def shrink(self, batch_size: int) -> None:
+        """Note that only batches of this size fit the memory."""
+        line = {"event": "out_of_memory", "batch_size": batch_size}
+        self._note(self._append(line), line)
+
+    def wrote(self, name: str, sha256: str) -> None:
+        """Note what a file of the whole dataset is about to contain, so that later runs know it from an edited one."""
+        if not self.has_written(name, sha256):
+            line = {"event": "wrote", "file": name, "sha256": sha256}
+            self._note(self._append(line), line)
+
+    def has_written(self, name: str, sha256: str) -> bool:
+        """Whether a file of the whole dataset ever had this content."""
+        return sha256 in self._written.get(name, ())
 
     def forget(self, source: str) -> None:
         """Take an image as not finished; its line stays and is superseded by the next one."""
@@ -73,29 +100,93 @@ class Journal:
         """The images that are finished, sorted by name."""
         return sorted(self._entries.items(), key=lambda item: item[0])
 
+    def in_order(self) -> Iterator[tuple[str, Entry]]:
+        """The images that are finished, the earliest first."""
+        return iter(self._entries.items())
+
     def read(self, source: str) -> ImageRecord:
         """The record of a finished image."""
         with self.path.open("rb") as file:
-            file.seek(self._entries[source].offset)
-            return self._parse(file.readline(), None)
+            return self._read_at(file, source)
 
-    def records(self, split: Split) -> Iterator[ImageRecord]:
-        """The records of a split in the order of their images' names, one in memory at a time."""
-        for source, entry in self.entries():
-            if entry.split == split:
-                yield self.read(source)
+    def records(self, split: Split | None = None) -> Iterator[ImageRecord]:
+        """The records of a split, or all, in the order of their images' names, one in memory at a time."""
+        if not self._entries:
+            return
+        with self.path.open("rb") as file:
+            for source, entry in self.entries():
+                if split in (None, entry.split):
+                    yield self._read_at(file, source)
 
-    def _parse(self, line: bytes, number: int | None) -> ImageRecord:
+    def _read(self) -> None:
+        end = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                self._note(end, self._parse(line, number))
+                end += len(line)
+        if end < self.path.stat().st_size:
+            os.truncate(self.path, end)
+
+    def _append(self, line: Any) -> int:
+        """Where the line begins."""
+        # Unbuffered: a buffer that a full disk did not take would be written again when the file is closed.
+        with self.path.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            rest = memoryview(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                # What the disk did take; the next line would be glued to it.
+                file.truncate(start)
+                raise
+        return start
+
+    def _note(self, offset: int, line: Any) -> None:
+        event = line.get("event")
+        if event == "out_of_memory":
+            self.batch_size = line["batch_size"]
+        elif event == "wrote":
+            self._written.setdefault(line["file"], []).append(line["sha256"])
+        elif event == "writing":
+            self.pending |= {source: (split, stem) for source, split, stem in line["images"]}
+        else:
+            self._note_record(offset, line)
+
+    def _note_record(self, offset: int, record: ImageRecord) -> None:
+        source = record["source"]
+        self.pending.pop(source, None)
+        # Its place is that of its last line, as in a run that nobody stopped.
+        earlier = self._entries.pop(source, None)
+        if earlier is not None and earlier.file != record["file"]:
+            self.superseded.append((earlier.split, earlier.file))
+        self._entries[source] = Entry(
+            offset, record["split"], record["file"], record["phash"], record["size"], record["mtime_ns"]
+        )
+
+    def _read_at(self, file: Any, source: str) -> ImageRecord:
+        file.seek(self._entries[source].offset)
+        record: ImageRecord = self._parse(file.readline(), None)
+        if record.get("source") != source:
+            raise LabelingError(
+                f"Expected the journal that was opened, received another one: {self.path}. Label again."
+            )
+        return record
+
+    def _parse(self, line: bytes, number: int | None) -> Any:
         try:
-            record: ImageRecord = json.loads(line)
-            record["source"], record["split"], record["file"]
-        except (ValueError, KeyError, TypeError) as error:
+            parsed = json.loads(line)
+            _ = [parsed[key] for key in _KEYS_OF.get(parsed.get("event"), ())]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             where = f"line {number} of " if number else ""
             raise LabelingError(
                 f"Expected a finished image in {where}{self.path}, which is damaged. Remove that line, or label anew "
                 "with overwrite=True."
             ) from error
-        return record
+        return parsed
 
 
 class JournalAnnotations(Mapping[str, sv.Detections]):

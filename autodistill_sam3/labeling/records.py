@@ -6,33 +6,46 @@ A record holds the masks as lossless RLE; YOLO and COCO files are written from i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import supervision as sv
 
-from autodistill_sam3.instances import trim_crop
-from autodistill_sam3.labeling.polygons import crop_to_yolo
-from autodistill_sam3.labeling.rle import RLE, crop_to_rle, rle_to_crop, rle_to_mask
+from autodistill_sam3.labeling.polygons import polygon_iou
+from autodistill_sam3.rle import RLE, crop_to_rle, rle_to_mask
 
-Split = Literal["train", "valid"]
-SPLITS: tuple[Split, ...] = ("train", "valid")
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+# A mask as a crop of the image, with the pixel of its first column and row.
+_Crop: TypeAlias = tuple[npt.NDArray[np.bool_], int, int]
 
 
 class Annotation(TypedDict):
-    """One object. `bbox` is x, y, width, height in pixels; `segmentation` is None for models that give no masks."""
+    """One object.
+
+    `bbox` is x, y, width, height in pixels. `segmentation` is None for models that give no masks, and so is
+    `polygon_iou`: the IoU of the mask with its YOLO polygon as ultralytics fills it, to four decimals.
+    """
 
     class_id: int
     bbox: list[float]
     area: float
     segmentation: RLE | None
+    polygon_iou: NotRequired[float | None]
     confidence: float
     data: dict[str, str]
 
 
 class ImageRecord(TypedDict):
-    """One finished image. `source` is its path in the input, `file` its name in the dataset."""
+    """One finished image.
+
+    `source` is its path in the input, `file` its name in the dataset. `removed` counts what the model found and the
+    dataset does not have, by reason. `sha256`, `size` (bytes), `mtime_ns` and `phash` (16 hexadecimal digits) are of
+    the input file. What is not required was not known to earlier versions.
+    """
 
     source: str
     file: str
@@ -40,15 +53,31 @@ class ImageRecord(TypedDict):
     width: int
     height: int
     annotations: list[Annotation]
+    removed: NotRequired[dict[str, int]]
+    sha256: NotRequired[str]
+    size: NotRequired[int]
+    mtime_ns: NotRequired[int]
+    phash: NotRequired[str]
 
 
 def annotations_of(detections: sv.Detections, image_hw: tuple[int, int]) -> list[Annotation]:
-    """Turn detections of one image into annotations; an empty mask gives none."""
-    crops = _mask_crops(detections.mask, len(detections))
+    """Turn detections of one image into annotations.
+
+    Args:
+        detections: With `class_id` and `confidence`; masks are of the image's size.
+        image_hw: Height and width of the image.
+
+    Returns:
+        One annotation per detection, but for detections with an empty mask, which give none.
+
+    Raises:
+        ValueError: `class_id` or `confidence` is missing.
+    """
+    crops = (crop and _trimmed(*crop) for crop in _mask_crops(detections.mask, len(detections)))
     return [
         _annotation(detections, index, crop, image_hw)
         for index, crop in enumerate(crops)
-        if crop is None or crop[0].any()
+        if crop is None or crop[0].size
     ]
 
 
@@ -73,56 +102,40 @@ def detections_of(record: ImageRecord, classes: list[str]) -> sv.Detections:
     )
 
 
-def yolo_lines(record: ImageRecord) -> list[str]:
-    """One YOLO line per object: a polygon where there is a mask, else a box."""
-    return [_yolo_line(annotation, record) for annotation in record["annotations"]]
-
-
-def _mask_crops(
-    masks: npt.NDArray[np.bool_] | sv.CompactMask | None, count: int
-) -> Iterator[tuple[npt.NDArray[np.bool_], int, int] | None]:
-    """Each mask as a crop with the pixel of its first column and row; None for detections without masks."""
+def _mask_crops(masks: npt.NDArray[np.bool_] | sv.CompactMask | None, count: int) -> Iterator[_Crop | None]:
+    """Each mask as a crop; None for detections without masks."""
     for index in range(count):
         if masks is None:
             yield None
         elif isinstance(masks, np.ndarray):
-            yield masks[index].astype(bool), 0, 0
+            yield masks[index].astype(bool, copy=False), 0, 0
         else:
             x, y = masks.offsets[index]
             yield masks.crop(index), int(x), int(y)
 
 
-def _annotation(
-    detections: sv.Detections,
-    index: int,
-    crop: tuple[npt.NDArray[np.bool_], int, int] | None,
-    image_hw: tuple[int, int],
-) -> Annotation:
+def _trimmed(crop: npt.NDArray[np.bool_], x: int, y: int) -> _Crop:
+    """Cut a crop to its true pixels; there may be none."""
+    left, top, width, height = cv2.boundingRect(crop.view(np.uint8))
+    return np.ascontiguousarray(crop[top : top + height, left : left + width]), x + left, y + top
+
+
+def _annotation(detections: sv.Detections, index: int, crop: _Crop | None, image_hw: tuple[int, int]) -> Annotation:
     if detections.class_id is None or detections.confidence is None:
         raise ValueError("detections to be written need class_id and confidence")
     if crop is None:
         x1, y1, x2, y2 = (float(value) for value in detections.xyxy[index])
-        bbox, area, segmentation = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), None
+        bbox, area, segmentation, kept = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), None, None
     else:
-        tight, x, y = trim_crop(*crop)
-        bbox, area = [float(x), float(y), float(tight.shape[1]), float(tight.shape[0])], float(tight.sum())
-        segmentation = crop_to_rle(tight, x, y, image_hw)
+        mask, x, y = crop
+        bbox, area = [float(x), float(y), float(mask.shape[1]), float(mask.shape[0])], float(np.count_nonzero(mask))
+        segmentation, kept = crop_to_rle(mask, x, y, image_hw), round(polygon_iou(mask), 4)
     return {
         "class_id": int(detections.class_id[index]),
         "bbox": bbox,
         "area": area,
         "segmentation": segmentation,
+        "polygon_iou": kept,
         "confidence": round(float(detections.confidence[index]), 6),
         "data": {key: str(detections.data[key][index]) for key in ("prompt", "source") if key in detections.data},
     }
-
-
-def _yolo_line(annotation: Annotation, record: ImageRecord) -> str:
-    image_hw = record["height"], record["width"]
-    x, y, width, height = annotation["bbox"]
-    if annotation["segmentation"] is not None:
-        crop = rle_to_crop(annotation["segmentation"], (int(x), int(y), int(width), int(height)))
-        return f"{annotation['class_id']} {crop_to_yolo(crop, int(x), int(y), image_hw)}"
-    centre = (x + width / 2) / image_hw[1], (y + height / 2) / image_hw[0]
-    values = (*centre, width / image_hw[1], height / image_hw[0])
-    return " ".join([str(annotation["class_id"]), *(f"{value:.5f}" for value in values)])

@@ -1,6 +1,20 @@
 """Images -> features; features and prompts -> instances; features and boxes -> instances."""
 
-from autodistill_sam3.segmentation.loading import DEFAULT_BACKEND, Backend, check_backend, load_segmenter
+from autodistill_sam3.segmentation.loading import (
+    DEFAULT_BACKEND,
+    Backend,
+    check_backend,
+    load_segmenter,
+    segmenter_identity,
+)
 from autodistill_sam3.segmentation.segmenter import Segmenter, TextResult
 
-__all__ = ["DEFAULT_BACKEND", "Backend", "Segmenter", "TextResult", "check_backend", "load_segmenter"]
+__all__ = [
+    "DEFAULT_BACKEND",
+    "Backend",
+    "Segmenter",
+    "TextResult",
+    "check_backend",
+    "load_segmenter",
+    "segmenter_identity",
+]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from autodistill_sam3.devices import Precision, autocast_dtype, select_device
 from autodistill_sam3.errors import CheckpointError, SettingError
 from autodistill_sam3.segmentation.segmenter import Segmenter
-from autodistill_sam3.weights import find_bpe, find_official_code, require_boxes
+from autodistill_sam3.weights import (
+    find_bpe,
+    find_official_code,
+    find_vocabulary,
+    require_boxes,
+    sha256_of,
+    sha256_of_code,
+)
 from autodistill_sam3.weights.official import SAM3_1, read_official
 
 Backend = Literal["transformers", "sam3"]
@@ -75,3 +83,20 @@ def _load_official(
         device=device,
         precision=precision,
     )
+
+
+def segmenter_identity(checkpoint: Path, backend: Backend, bpe_path: str | Path | None) -> dict[str, str]:
+    """What decides a segmenter's answers, as hashes of contents: it may lie elsewhere the next time.
+
+    Args:
+        checkpoint: Of a segmenter that :func:`load_segmenter` has loaded with these arguments.
+        backend: What runs it.
+        bpe_path: The vocabulary, if one was given.
+    """
+    identity = {"backend": backend, "checkpoint_sha256": sha256_of(checkpoint)}
+    vocabulary = find_bpe(checkpoint, bpe_path) if backend == "sam3" else find_vocabulary(checkpoint, bpe_path)
+    if vocabulary != checkpoint:
+        identity["vocabulary_sha256"] = sha256_of(vocabulary)
+    if backend == "sam3":
+        identity["code_sha256"] = sha256_of_code(Path(next(iter(sys.modules["sam3"].__path__))))
+    return identity

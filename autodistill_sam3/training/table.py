@@ -137,7 +137,8 @@ def measure(
     if not 0 <= hiding <= 1:
         raise SettingError(f"Expected hiding between 0 and 1, received {hiding}")
     unseen = max(scenes // UNSEEN_SHARE, 1)
-    load = partial(GroundedSAM3, _TIMED_PROMPTS, checkpoint=folder, device=device)
+    # The prompts of a scene may ask for the same objects, such as "red circle" and "circle", and both are right.
+    load = partial(GroundedSAM3, _TIMED_PROMPTS, checkpoint=folder, overlapping_classes="keep", device=device)
     # Matches at a threshold are a prefix of those at a lower one, so one pass serves the whole curve.
     text, boxes, both = load(prompting="text", confidence=CURVE[0]), load(prompting="boxes"), load(prompting="both")
     answers: dict[str, list[Answer]] = {name: [] for name in (*PROMPTINGS, "florence2", "unseen")}

@@ -1,5 +1,6 @@
 """A name, folder or file -> a verified local checkpoint, and the model loaded from it."""
 
+from autodistill_sam3.weights.fingerprint import sha256_of, sha256_of_code
 from autodistill_sam3.weights.kinds import FLORENCE2, SAM3, CheckpointKind
 from autodistill_sam3.weights.loading import load_image_processor, load_model, load_tokenizer
 from autodistill_sam3.weights.places import (
@@ -30,4 +31,6 @@ __all__ = [
     "load_sam3_tokenizer",
     "load_tokenizer",
     "require_boxes",
+    "sha256_of",
+    "sha256_of_code",
 ]

@@ -1,0 +1,87 @@
+"""Flags that several sub-commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from autodistill_sam3.errors import SettingError
+from autodistill_sam3.ontology import PromptPairs
+
+if TYPE_CHECKING:
+    from autodistill_sam3.base_models import GroundedSAM3
+
+CHECKPOINT_KEYWORDS = (
+    "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "device", "precision",
+)  # fmt: skip
+_MODEL_KEYWORDS = (*CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "overlapping_classes", "presence_gate")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--class", dest="classes", action="append", required=True, metavar="PROMPT[=CLASS]",
+        help='what to look for and the class it becomes, such as "milk bottle=bottle"; repeat for more',
+    )  # fmt: skip
+    add_checkpoint_flags(model)
+    model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
+    model.add_argument("--box-confidence", type=float, help="for what boxes alone found")
+    model.add_argument(
+        "--threshold", dest="threshold", action="append", metavar="CLASS=VALUE", help="both of these, for one class"
+    )
+    model.add_argument(
+        "--overlapping-classes",
+        choices=["best", "keep"],
+        help="an object found under two classes goes to the better one",
+    )
+    model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
+    add_verbosity(parser)
+
+
+def add_checkpoint_flags(model: argparse._ArgumentGroup) -> None:
+    model.add_argument(
+        "--checkpoint", help='"shapes", a SAM 3 folder or file, or a models root (default: models/ and caches)'
+    )
+    model.add_argument("--bpe-path", metavar="FILE", help="the vocabulary, if it is not with the checkpoint")
+    model.add_argument("--backend", choices=["transformers", "sam3"], help="sam3: Meta's own code and files")
+    model.add_argument("--florence2-checkpoint", metavar="DIR", help="a Florence-2 folder, if it lies elsewhere")
+    model.add_argument("--prompting", choices=["text", "boxes", "both"])
+    model.add_argument("--device", help='such as "cuda:1" or "cpu" (default: the best there is)')
+    model.add_argument("--precision", choices=["auto", "bf16", "fp16", "fp32"])
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--quiet", action="store_true", help="errors only, no progress bar")
+    volume.add_argument("--verbose", action="store_true", help="say which files are used")
+
+
+def build_model(options: argparse.Namespace) -> GroundedSAM3:
+    from autodistill_sam3.base_models import GroundedSAM3
+
+    thresholds = dict(_parse_threshold(text) for text in options.threshold or ())
+    return GroundedSAM3(_ontology(options.classes), thresholds=thresholds, **given(options, _MODEL_KEYWORDS))
+
+
+def _ontology(classes: Sequence[str]) -> PromptPairs:
+    splits = [text.rpartition("=") if "=" in text else (text, "", text) for text in classes]
+    return PromptPairs(tuple((prompt.strip(), name.strip()) for prompt, _, name in splits))
+
+
+def _parse_threshold(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise SettingError(f"Expected --threshold CLASS=VALUE such as bottle=0.4, received {text!r}") from None
+
+
+def given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The flags that were used; the others keep the default that the package has for them."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def say(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text)

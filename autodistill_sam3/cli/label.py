@@ -1,0 +1,100 @@
+"""`label` and `demo`: images -> a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from autodistill_sam3.cli.flags import add_model_flags, add_verbosity, build_model, given, say
+
+_LABEL_KEYWORDS = (
+    "extension", "output_folder", "human_in_the_loop", "roboflow_project", "roboflow_tags", "sahi",
+    "record_confidence", "nms_settings", "recursive", "tile", "thresholds", "formats", "limit", "plot", "overwrite",
+    "batch_size", "seed", "valid_share", "test_share", "group_by", "group_near_duplicates", "progress",
+)  # fmt: skip
+
+
+def add_commands(commands: Any) -> None:
+    """Add the sub-commands of this module."""
+    _add_label(commands)
+    _add_demo(commands)
+
+
+def _add_label(commands: Any) -> None:
+    parser = commands.add_parser("label", help="label a folder of images")
+    parser.add_argument(
+        "input_folder",
+        metavar="IMAGES",
+        help="a folder of images, a quoted glob, a manifest (.txt, .jsonl), or an image",
+    )
+    add_model_flags(parser)
+    _add_input_flags(parser.add_argument_group("images"))
+    _add_output_flags(parser.add_argument_group("dataset"))
+    _add_split_flags(parser.add_argument_group("split"))
+    upload = parser.add_argument_group("Roboflow")
+    upload.add_argument("--human-in-the-loop", action="store_true", help="upload the dataset afterwards")
+    upload.add_argument("--roboflow-project", metavar="NAME")
+    upload.add_argument("--roboflow-tags", nargs="+", metavar="TAG")
+    parser.set_defaults(run=_label, after_stop=" The same command goes on where this one was.")
+
+
+def _add_input_flags(images: argparse._ArgumentGroup) -> None:
+    images.add_argument("--recursive", action="store_true", help="read sub-folders, too")
+    images.add_argument("--extension", help="take only files with this suffix, in any case (default: all common ones)")
+    images.add_argument("--limit", type=int, metavar="N", help="label only the first N images")
+    images.add_argument("--batch-size", type=int, metavar="N", help="images per call of the model")
+    images.add_argument("--sahi", action="store_true", help="cut large images into overlapping tiles")
+    images.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; implies --sahi")
+    images.add_argument("--nms-settings", choices=["no_nms", "class_specific", "class_agnostic"])
+    images.add_argument("--thresholds", metavar="FILE", help="thresholds.json of `evaluate`: one value per class")
+
+
+def _add_output_flags(output: argparse._ArgumentGroup) -> None:
+    from autodistill_sam3.labeling import FORMATS
+
+    output.add_argument("--output-folder", "--output", metavar="DIR", help="the dataset (default: IMAGES_labeled)")
+    output.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
+    output.add_argument("--record-confidence", action="store_true", help="write confidence-<name>.txt beside labels")
+    output.add_argument("--plot", action="store_true", help="write review/: a page and sheets to judge the labels by")
+    output.add_argument("--overwrite", action="store_true", help="replace an earlier run's dataset")
+    output.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a progress bar")
+
+
+def _add_split_flags(split: argparse._ArgumentGroup) -> None:
+    split.add_argument("--seed", type=int, help="another seed gives another split")
+    split.add_argument("--valid-share", type=float, metavar="SHARE", help="of the images that go to valid")
+    split.add_argument("--test-share", type=float, metavar="SHARE", help="of the images that go to test")
+    split.add_argument("--group-by", metavar="REGEX", help="keep images together whose names have the same match")
+    split.add_argument("--group-near-duplicates", action="store_true", help="keep near-duplicates together")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="label the bundled example images; needs no weights and no GPU")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: demo_output)")
+    add_verbosity(parser)
+    parser.set_defaults(run=_demo, after_stop="")
+
+
+def _label(options: argparse.Namespace) -> None:
+    from autodistill_sam3.labeling import default_output
+
+    if options.quiet:
+        options.progress = False
+    model = build_model(options)
+    dataset = model.label(options.input_folder, **given(options, _LABEL_KEYWORDS))
+    folder = options.output_folder or default_output(Path(options.input_folder))
+    say(options, f"{len(dataset)} images in {folder}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from autodistill_sam3.demo import DEMO_OUTPUT, run_demo
+    from autodistill_sam3.evaluation import format_table
+
+    result = run_demo(options.output or Path(DEMO_OUTPUT), progress=not options.quiet)
+    print(f"\n{result.images} images in {result.seconds:.1f} s, compared with what was drawn:\n")
+    print(format_table(result.scores))
+    print(f"\ndataset       {result.dataset}")
+    for sheet in result.sheets:
+        print(f"review sheet  {sheet}")
+    print(f"ground truth  {result.truth}")

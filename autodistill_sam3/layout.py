@@ -1,0 +1,14 @@
+"""The names of the files in a labelled folder, for those who write and those who read it."""
+
+from __future__ import annotations
+
+DATA_YAML = "data.yaml"
+JOURNAL = "journal.jsonl"
+QUARANTINE = "quarantine.jsonl"
+REPORT = "report.json"
+RUN = "run.json"
+REVIEW = "review"
+# In each split's folder.
+COCO = "_annotations.coco.json"
+# In front of a label file's name.
+CONFIDENCE_PREFIX = "confidence-"

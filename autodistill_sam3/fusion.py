@@ -1,86 +1,23 @@
-"""Box-prompted and text-prompted instances of one image -> `sv.Detections`, and one object under two classes -> one.
+"""Box-prompted and text-prompted instances of one image -> `sv.Detections`.
 
-Class ids are assigned here and nowhere else. numpy only. What is taken away is counted in `metadata["removed"]`, by
-reason.
+Class ids are assigned here and nowhere else. numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from numbers import Real
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import supervision as sv
 from supervision.detection.utils.iou_and_nms import compact_mask_iou_batch
 
-from autodistill_sam3.errors import SettingError
+from autodistill_sam3.conflicts import add_removed
 from autodistill_sam3.instances import Instances, tight_xyxy
 from autodistill_sam3.ontology import PromptTable
+from autodistill_sam3.thresholds import Thresholds
 
 SAME_OBJECT_IOU = 0.5
-# Between classes the bar is higher, since a large part of an object may be a class of its own: the body of a bottle is
-# about three quarters of it.
-OTHER_CLASS_IOU = 0.8
-# A box holds background too, so that a dish and what fills it have nearly one box.
-OTHER_CLASS_BOX_IOU = 0.9
-
-_REMOVED = "removed"
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Which detections are kept.
-
-    Attributes:
-        confidence: For instances found by text, and by text and box together.
-        box_confidence: For instances that boxes alone found.
-        per_class: By class name, a value that replaces both for that class. It is for the confidence of the detection,
-            so a text and a box instance that reach it only together are kept.
-    """
-
-    confidence: float = 0.5
-    box_confidence: float = 0.35
-    per_class: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        values = {"confidence": self.confidence, "box_confidence": self.box_confidence}
-        values |= {f"thresholds[{name!r}]": value for name, value in self.per_class.items()}
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-                raise SettingError(f"Expected {name} between 0 and 1, received {value!r}")
-
-    def replaced_for(self, values: Mapping[str, float]) -> Thresholds:
-        """These thresholds with other values for some classes."""
-        return replace(self, per_class={**self.per_class, **values})
-
-    def check_classes(self, classes: tuple[str, ...]) -> None:
-        """Raise a `SettingError` if a threshold names a class that is not there."""
-        if unknown := sorted(set(self.per_class) - set(classes)):
-            raise SettingError(f"Expected thresholds for classes among {list(classes)}, received {unknown}")
-
-    def for_text(self, class_name: str) -> float:
-        """What a detection that text, or text and box together, found must reach."""
-        return float(self.per_class.get(class_name, self.confidence))
-
-    def for_boxes(self, class_name: str) -> float:
-        """What a detection that boxes alone found must reach."""
-        return float(self.per_class.get(class_name, self.box_confidence))
-
-    def before_pairing(self, class_name: str) -> tuple[float, float]:
-        """What text, and what boxes, are held to while text and boxes of one object are still to be brought together.
-
-        A value for the class lowers them and never raises them: each half alone may lie below it.
-
-        Example:
-            >>> Thresholds(0.5, 0.35, {"ball": 0.4, "cup": 0.9}).before_pairing("ball")
-            (0.4, 0.35)
-            >>> Thresholds(0.5, 0.35, {"ball": 0.4, "cup": 0.9}).before_pairing("cup")
-            (0.5, 0.35)
-        """
-        text, boxes = self.for_text(class_name), self.for_boxes(class_name)
-        return min(float(self.confidence), text), min(float(self.box_confidence), boxes)
 
 
 def text_floor(thresholds: Thresholds, table: PromptTable, *, fused: bool) -> list[float]:
@@ -147,67 +84,6 @@ def fuse(
     detections = _to_detections(found, table, image_hw)
     add_removed(detections, "same_class", dropped)
     return detections
-
-
-def resolve_conflicts(detections: sv.Detections, *, keep_both: bool = False) -> sv.Detections:
-    """Give an object that was found under several classes to the most confident of them.
-
-    Two detections of different classes show one object if their masks have an IoU of 0.8 or more; without masks, their
-    boxes one of 0.9. A part inside a whole stays, unless it is nearly all of it. Of two with equal confidence, the one
-    with the smaller class id stays.
-
-    Args:
-        detections: Of one image, with `class_id` and `confidence`.
-        keep_both: Change nothing.
-
-    Returns:
-        The detections that stay, in their order. How many went is counted under "other_class".
-
-    Example:
-        >>> from autodistill_sam3.instances import compact_masks
-        >>> masks = compact_masks([(np.ones((10, 10), bool), 5, 5), (np.ones((10, 9), bool), 5, 5)], (20, 20))
-        >>> found = sv.Detections(
-        ...     tight_xyxy(masks), mask=masks, confidence=np.array([0.6, 0.7]), class_id=np.array([0, 1])
-        ... )
-        >>> better = resolve_conflicts(found)
-        >>> better.class_id.tolist(), removed_counts(better)
-        ([1], {'other_class': 1})
-    """
-    if keep_both or len(detections) < 2:
-        return detections
-    if detections.class_id is None or detections.confidence is None:
-        raise ValueError("resolve_conflicts() needs detections with class_id and confidence")
-    classes, same_object = detections.class_id, _object_test(detections)
-    kept: list[int] = []
-    for index in np.lexsort((classes, -detections.confidence)).tolist():
-        if not same_object(index, np.array([other for other in kept if classes[other] != classes[index]], np.int64)):
-            kept.append(index)
-    if len(kept) == len(detections):
-        return detections
-    best = detections.select(sorted(kept))
-    add_removed(best, "other_class", len(detections) - len(kept))
-    return best
-
-
-def add_removed(detections: sv.Detections, reason: str, count: int) -> None:
-    """Count detections of this image that were taken away, in `metadata["removed"]`; a count of 0 leaves no trace."""
-    if count:
-        counts = removed_counts(detections)
-        # A new dictionary: selections of detections share the one within their metadata.
-        detections.metadata[_REMOVED] = counts | {reason: counts.get(reason, 0) + count}
-
-
-def removed_counts(detections: sv.Detections) -> dict[str, int]:
-    """How many detections of this image were taken away, by reason, such as {"same_class": 2}.
-
-    Example:
-        >>> found = sv.Detections.empty()
-        >>> add_removed(found, "nms", 2)
-        >>> add_removed(found, "nms", 1)
-        >>> removed_counts(found)
-        {'nms': 3}
-    """
-    return dict(detections.metadata.get(_REMOVED, {}))
 
 
 @dataclass(frozen=True)
@@ -291,36 +167,6 @@ def _distinct(masks: list[sv.CompactMask]) -> list[int]:
             iou = compact_mask_iou_batch(merged[[index]], merged[near])[0]
             is_free[near] = iou < SAME_OBJECT_IOU
     return kept
-
-
-def _object_test(detections: sv.Detections) -> Callable[[int, npt.NDArray[np.int64]], bool]:
-    """A test whether a detection shows the same object as one of others of other classes."""
-    xyxy, masks = detections.xyxy, detections.mask
-    if masks is None:
-        return lambda index, others: bool((sv.box_iou_batch(xyxy[[index]], xyxy[others]) >= OTHER_CLASS_BOX_IOU).any())
-    compact = (
-        masks
-        if isinstance(masks, sv.CompactMask)
-        else sv.CompactMask.from_dense(masks, sv.mask_to_xyxy(masks), masks.shape[1:])
-    )
-    boxes, areas = tight_xyxy(compact).astype(np.int64), compact.area
-
-    def test(index: int, others: npt.NDArray[np.int64]) -> bool:
-        close = others[_greatest_iou(boxes, areas, index, others) >= OTHER_CLASS_IOU]
-        return bool((compact_mask_iou_batch(compact[[index]], compact[close]) >= OTHER_CLASS_IOU).any())
-
-    return test
-
-
-def _greatest_iou(
-    boxes: npt.NDArray[np.int64], areas: npt.NDArray[np.int64], index: int, others: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """What boxes and areas leave room for, so that the pixels of few pairs must be looked at."""
-    size = np.minimum(boxes[index, 2:], boxes[others, 2:]) - np.maximum(boxes[index, :2], boxes[others, :2])
-    common = np.minimum(np.maximum(size, 0).prod(axis=1), np.minimum(areas[index], areas[others]))
-    # An empty mask shows nothing.
-    greatest: npt.NDArray[np.float64] = common / np.maximum(areas[index] + areas[others] - common, 1)
-    return greatest
 
 
 def _of_class(

@@ -38,7 +38,7 @@ from autodistill.helpers import load_image as autodistills_load_image
 from PIL import Image
 
 from autodistill_sam3.base_models.base import LabelingModel
-from autodistill_sam3.fusion import Thresholds
+from autodistill_sam3.thresholds import Thresholds
 
 Pixels = npt.NDArray[np.uint8]
 

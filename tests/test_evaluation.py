@@ -40,7 +40,7 @@ from autodistill_sam3.evaluation import (
 from autodistill_sam3.evaluation.calibration import best_threshold, calibrate
 from autodistill_sam3.evaluation.reading import read_labels
 from autodistill_sam3.evaluation.yolo_files import parse_line
-from autodistill_sam3.thresholds_file import read_thresholds
+from autodistill_sam3.thresholds import read_thresholds
 
 CLASSES = ["ball", "box", "Stern ★"]
 OFFICIAL_NAMES = {"pmF1": "positive_micro_F1"}

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodistill_sam3 import SettingError
-from autodistill_sam3.fusion import Thresholds, add_removed, fuse, removed_counts, resolve_conflicts, text_floor
+from autodistill_sam3.conflicts import add_removed, removed_counts, resolve_conflicts
+from autodistill_sam3.fusion import fuse, text_floor
 from autodistill_sam3.instances import Instances, compact_masks
 from autodistill_sam3.ontology import PromptTable
+from autodistill_sam3.thresholds import Thresholds
 
 IMAGE_HW = (50, 60)
 TABLE = PromptTable(prompts=("flask", "can", "milk bottle"), classes=("bottle", "tin"), class_of_prompt=(0, 1, 0))

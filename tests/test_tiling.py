@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from supervision.detection.utils.iou_and_nms import compact_mask_iou_batch
 
 from autodistill_sam3 import SettingError
-from autodistill_sam3.fusion import Thresholds, add_removed, fuse, removed_counts, text_floor
+from autodistill_sam3.conflicts import add_removed, removed_counts
+from autodistill_sam3.fusion import fuse, text_floor
 from autodistill_sam3.instances import compact_masks, tight_xyxy
 from autodistill_sam3.ontology import PromptTable
+from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.tiling import DEFAULT_TILE, default_overlap, detect_in_tiles, runs, tiles_of
 
 GRAY = (127 << 16) + (127 << 8) + 127

@@ -16,9 +16,9 @@ import supervision as sv
 from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
+from autodistill_sam3.conflicts import add_removed, resolve_conflicts
 from autodistill_sam3.devices import Precision, precision_name, select_device, with_memory_errors
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.fusion import Thresholds, add_removed, resolve_conflicts
 from autodistill_sam3.images import ImageInput, RGBImage, load_image
 from autodistill_sam3.labeling import (
     ImagesInput,
@@ -29,7 +29,7 @@ from autodistill_sam3.labeling import (
     label_images,
 )
 from autodistill_sam3.ontology import Ontology, PromptTable
-from autodistill_sam3.thresholds_file import read_thresholds
+from autodistill_sam3.thresholds import Thresholds, read_thresholds
 from autodistill_sam3.tiling import DEFAULT_TILE, detect_in_tiles
 
 OverlappingClasses = Literal["best", "keep"]

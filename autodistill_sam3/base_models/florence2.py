@@ -12,10 +12,10 @@ import supervision as sv
 
 from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision
-from autodistill_sam3.fusion import Thresholds
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.ontology import Ontology
+from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.weights import FLORENCE2, find_checkpoint, sha256_of
 
 

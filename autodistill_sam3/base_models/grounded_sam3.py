@@ -13,7 +13,7 @@ import supervision as sv
 from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.fusion import Thresholds, fuse, text_floor
+from autodistill_sam3.fusion import fuse, text_floor
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
@@ -25,6 +25,7 @@ from autodistill_sam3.segmentation import (
     load_segmenter,
     segmenter_identity,
 )
+from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, florence2_argument, sha256_of
 
 Prompting = Literal["text", "boxes", "both"]

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"Stopped.{options.after_stop}", file=sys.stderr)
+        # With --overwrite the same command would start anew.
+        step = " The same command without --overwrite goes on." if getattr(options, "overwrite", False) else ""
+        print(f"Stopped.{step or options.after_stop}", file=sys.stderr)
         return 130
     return status or 0
 

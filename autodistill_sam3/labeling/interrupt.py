@@ -40,7 +40,7 @@ def interruptible() -> Iterator[Interruption]:
         if interruption.is_wanted:
             signal.default_int_handler(number, frame)
         interruption.is_wanted = True
-        logger.warning("Stopping after the images in flight; the same call goes on later. Ctrl-C again stops at once.")
+        logger.warning("Stopping after the images in flight; what is finished stays. Ctrl-C again stops at once.")
 
     signal.signal(signal.SIGINT, note)
     try:

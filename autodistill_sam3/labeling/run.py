@@ -14,8 +14,8 @@ from typing import TypedDict
 import supervision as sv
 from tqdm import tqdm
 
+from autodistill_sam3.conflicts import removed_counts
 from autodistill_sam3.errors import AutodistillSAM3Error, ImageError, LabelingError
-from autodistill_sam3.fusion import removed_counts
 from autodistill_sam3.images import RGBImage, load_image
 from autodistill_sam3.labeling import folder
 from autodistill_sam3.labeling.batches import BatchPredictor, Outcome, PredictBatch

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import supervision as sv
 
+from autodistill_sam3.conflicts import add_removed, removed_counts
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.fusion import add_removed, removed_counts
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import tight_xyxy
 from autodistill_sam3.tiling.runs import (

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import supervision as sv
 
-from autodistill_sam3.fusion import Thresholds
 from autodistill_sam3.images import RGBImage
+from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.training.asking import Answer, BoxAnswer, matches_of
 from autodistill_sam3.training.held_out import ABSENT_PROMPTS, PRESENT_PROMPTS, HeldOutScene, SceneKey, held_out_scene
 from autodistill_sam3.training.matching import Calibration, Match, calibrate

@@ -22,8 +22,8 @@ from autodistill_sam3.base_models import GroundedSAM3
 from autodistill_sam3.base_models.grounded_sam3 import Prompting
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.evaluation import ClassScore
-from autodistill_sam3.fusion import Thresholds
 from autodistill_sam3.ontology import PromptPairs
+from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.training.asking import Answer, BoxAnswer, ask, ask_florence2, matches_of, prompt_with_boxes
 from autodistill_sam3.training.drawing import draw_scene
 from autodistill_sam3.training.held_out import HeldOutScene, held_out_scenes

@@ -25,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    level = logging.DEBUG if options.verbose else logging.ERROR if options.quiet else logging.INFO
-    logging.getLogger("autodistill_sam3").setLevel(level)
+    ours = logging.getLogger("autodistill_sam3")
+    usual = ours.level
+    ours.setLevel(logging.DEBUG if options.verbose else logging.ERROR if options.quiet else logging.INFO)
     try:
         status: int | None = options.run(options)
         # Here and not at exit, where a closed pipe could not be caught.
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         step = " The same command without --overwrite goes on." if getattr(options, "overwrite", False) else ""
         print(f"Stopped.{step or options.after_stop}", file=sys.stderr)
         return 130
+    finally:
+        ours.setLevel(usual)
     return status or 0
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from autodistill_sam3 import GroundedSAM3, SettingError
 from autodistill_sam3.ontology import PromptPairs
+from autodistill_sam3.training import table
 from autodistill_sam3.training.__main__ import main
 from autodistill_sam3.training.asking import ask, jittered_boxes, matches_of, prompt_with_boxes
 from autodistill_sam3.training.drawing import SceneObject
@@ -232,6 +233,13 @@ def test_filtering_by_score_equals_running_at_the_threshold():
             np.testing.assert_array_equal(filtered.scores, run.scores)
             np.testing.assert_array_equal(filtered.found, run.found)
             np.testing.assert_array_equal(filtered.iou, run.iou)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_timed_images():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "_TIMED_IMAGES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -411,6 +411,25 @@ def test_what_is_worth_keeping_whole_has_the_threshold_of_the_labelling(tmp_path
     assert "Nothing to learn a threshold from for: box." in notes
 
 
+@pytest.mark.parametrize(
+    ("settings", "floor"),
+    [
+        ({"prompting": "text"}, 0.5),
+        ({"prompting": "boxes"}, 0.35),
+        ({"prompting": "both"}, 0.35),
+        ({"model": "SegmentAnything3"}, 0.5),
+        ({"model": "Florence2"}, 0.35),
+    ],
+)
+def test_the_threshold_of_the_labelling_is_the_one_it_used(tmp_path, settings, floor):
+    folder = tmp_path / "out"
+    write_json(folder / "train/_annotations.coco.json", coco_content([kept_whole()], "found"))
+    truth = both_sides(tmp_path, [kept_whole()])[1]
+    thresholds = {"confidence": 0.5, "box_confidence": 0.35, "per_class": {}}
+    write_json(folder / "run.json", {"settings": {"thresholds": thresholds, **settings}})
+    assert evaluate_dataset(folder, truth).thresholds[CLASSES[2]] == floor
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"settings": 3}', "{", "ä"])
 def test_a_damaged_run_json_says_nothing(tmp_path, content):
     found, truth = both_sides(tmp_path, [kept_whole()])

@@ -37,12 +37,22 @@ def labeling_floors(path: Path, classes: Sequence[str]) -> dict[str, float]:
     # The labels can be measured without it.
     except (OSError, ValueError, RecursionError):
         return {}
-    thresholds = _inside(_inside(content, "settings"), "thresholds")
-    values = [_share(thresholds.get(key)) for key in ("confidence", "box_confidence")]
+    settings = _inside(content, "settings")
+    thresholds = _inside(settings, "thresholds")
+    values = [_share(thresholds.get(key)) for key in _thresholds_of(settings)]
     lowest = None if None in values else min(value for value in values if value is not None)
     per_class = _inside(thresholds, "per_class")
     floors = {name: _share(per_class[name]) if name in per_class else lowest for name in classes}
     return {name: floor for name, floor in floors.items() if floor is not None}
+
+
+def _thresholds_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of the two thresholds the labelling used: one for text, one for boxes alone."""
+    if settings.get("prompting") == "text" or settings.get("model") == "SegmentAnything3":
+        return ("confidence",)
+    if settings.get("prompting") == "boxes" or settings.get("model") == "Florence2":
+        return ("box_confidence",)
+    return ("confidence", "box_confidence")
 
 
 def named(path: Path) -> Path:

@@ -50,6 +50,7 @@ class JournalImage(LabeledImage):
     def objects(self, image_hw: ImageHW) -> list[LabeledObject]:
         try:
             return [self._parse(item, image_hw) for item in self._record()["annotations"]]
+        # pycocotools raises plain exceptions.
         except Exception as error:
             raise damaged(self._journal, self._entry.source, error) from error
 

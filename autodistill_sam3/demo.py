@@ -10,6 +10,7 @@ from autodistill_sam3.bundled import bundled_path
 from autodistill_sam3.errors import OutputFolderError
 from autodistill_sam3.evaluation import ClassScore, evaluate_detections, load_truth
 from autodistill_sam3.labeling import read_run
+from autodistill_sam3.layout import REVIEW
 from autodistill_sam3.ontology import PromptPairs
 from autodistill_sam3.weights import SHAPES
 
@@ -32,6 +33,7 @@ class DemoResult:
         images: How many images were labelled.
         seconds: Time for loading the models, labelling and drawing.
         dataset: The labelled folder.
+        page: What to judge the labels by, HTML.
         sheets: Review sheets, PNG.
         truth: What was really drawn, COCO.
         scores: Per class and overall.
@@ -40,6 +42,7 @@ class DemoResult:
     images: int
     seconds: float
     dataset: Path
+    page: Path
     sheets: list[Path]
     truth: Path
     scores: list[ClassScore]
@@ -69,7 +72,8 @@ def run_demo(output: Path, *, progress: bool = True) -> DemoResult:
         images=len(dataset),
         seconds=time.perf_counter() - started,
         dataset=output,
-        sheets=sorted((output / "review").glob("*.png")),
+        page=output / REVIEW / "index.html",
+        sheets=sorted((output / REVIEW).glob("*.png")),
         truth=truth_file,
         scores=scores,
     )

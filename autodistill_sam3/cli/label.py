@@ -95,6 +95,7 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"\n{result.images} images in {result.seconds:.1f} s, compared with what was drawn:\n")
     print(format_table(result.scores))
     print(f"\ndataset       {result.dataset}")
+    print(f"review        {result.page}")
     for sheet in result.sheets:
         print(f"review sheet  {sheet}")
     print(f"ground truth  {result.truth}")

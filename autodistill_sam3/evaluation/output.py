@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from autodistill_sam3.evaluation.plot import calibration_png
 from autodistill_sam3.evaluation.report import format_report
 from autodistill_sam3.evaluation.results import FORMAT, Evaluation
 from autodistill_sam3.layout import COCO
+from autodistill_sam3.whole_files import PART, replacing
 
 EVALUATION = "evaluation.json"
 THRESHOLDS = "thresholds.json"
 CALIBRATION = "calibration.png"
 REPORT = "report.md"
-_PART = ".part"
 
 
 def default_evaluation_folder(dataset: Path) -> Path:
@@ -47,7 +46,7 @@ def check_evaluation_folder(output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise OutputFolderError(f"Expected a folder for the evaluation, received a file: {output}")
-    if output.is_dir() and any(path.name != _PART for path in output.iterdir()) and not _is_ours(output):
+    if output.is_dir() and any(path.name != PART for path in output.iterdir()) and not _is_ours(output):
         raise OutputFolderError(
             f"Expected a new or empty folder or an earlier evaluation, received one with something else: {output}. "
             "Choose another; nothing was written."
@@ -74,7 +73,8 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> list[Path]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _replace(output / name, content)
+            with replacing(output / name, "wb") as file:
+                file.write(content)
     except OSError as error:
         raise OutputFolderError(f"Expected a folder that can be written to, received {output}: {error}") from error
     return [output / name for name in contents]
@@ -90,15 +90,3 @@ def _is_ours(output: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(_PART)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

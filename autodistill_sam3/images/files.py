@@ -155,6 +155,7 @@ def _is_read_alike(image: ImageFile.ImageFile, content: bytes) -> bool:
         return False
     if image.format == "BMP":
         # 16-bit colours are widened in different ways, and 32-bit ones may have an alpha channel.
+        # Of BMP the decoder's arguments are a tuple, which Pillow's types do not say.
         return image.tile[0][0] == "raw" and image.tile[0][3][0] in ("BGR", "L")  # type: ignore[index]
     if image.format == "PNG":
         return content[_PNG_DEPTH] <= 8 and getattr(image, "n_frames", 1) == 1

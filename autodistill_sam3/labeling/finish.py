@@ -21,6 +21,7 @@ from autodistill_sam3.labeling.report import Report, summary
 from autodistill_sam3.labeling.resume import PerImage
 from autodistill_sam3.labeling.review import write_review
 from autodistill_sam3.layout import COCO, REPORT, REVIEW
+from autodistill_sam3.whole_files import replacing
 
 logger = logging.getLogger("autodistill_sam3")
 
@@ -58,7 +59,7 @@ def write_summaries(
     if removed:
         logger.warning("%d images of the dataset are no longer in the input and stay in it, see %s",
                        len(removed), output / REPORT)  # fmt: skip
-    with folder.replacing(output / REPORT, "w") as file:
+    with replacing(output / REPORT, "w") as file:
         _dump(content, file)
     for line in summary(content).splitlines():
         logger.info("%s", line)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,9 +23,9 @@ from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.names import SourceImage
 from autodistill_sam3.labeling.records import SPLITS, Split
 from autodistill_sam3.layout import DATA_YAML, JOURNAL, QUARANTINE, REPORT, REVIEW, RUN
+from autodistill_sam3.whole_files import PART, replacing
 
 _LOCK = ".lock"
-_PART = ".part"
 
 
 @contextlib.contextmanager
@@ -180,29 +179,6 @@ def read_quarantine(output: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@contextlib.contextmanager
-def replacing(path: Path, mode: str, before: Callable[[Path], None] | None = None) -> Iterator[IO[Any]]:
-    """Open a temporary file that takes the path's place when the block ends without an error.
-
-    Args:
-        path: The file.
-        mode: "w" or "wb".
-        before: Called with the temporary file when it is complete.
-    """
-    # Not made from the path's name, which may already be as long as the file system allows.
-    temporary = path.with_name(_PART)
-    try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None:
-            before(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_run(output: Path) -> dict[str, Any] | None:
     """What `run.json` says, or None if the folder holds no dataset of this package."""
     try:
@@ -217,7 +193,7 @@ def _check_ours(output: Path) -> None:
         raise OutputFolderError(f"Expected a folder to write to, received a file: {output}")
     if read_run(output) is None and output.exists():
         with _writable(output):
-            others = [path for path in output.iterdir() if path.name not in (_PART, _LOCK)]
+            others = [path for path in output.iterdir() if path.name not in (PART, _LOCK)]
         if others:
             raise OutputFolderError(
                 f"Expected a new or empty output folder, received one that holds something else: {output}. "
@@ -267,7 +243,7 @@ def _remove_run(output: Path, run: dict[str, Any]) -> None:
         json.dump(run | {"is_being_removed": True}, file, indent=2)
     has_test = run.get("settings", {}).get("split", {}).get("test_share")
     splits = [split for split in SPLITS if split != "test" or has_test]
-    for name in (JOURNAL, *splits, REVIEW, DATA_YAML, QUARANTINE, REPORT, _PART, RUN):
+    for name in (JOURNAL, *splits, REVIEW, DATA_YAML, QUARANTINE, REPORT, PART, RUN):
         path = output / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.labeling.review.text import font_for, font_path_for, printable, shorten
+from autodistill_sam3.whole_files import replacing
 
 CELL = 360
 MARGIN = 4
@@ -49,7 +50,8 @@ def draw_detections(image: RGBImage, detections: sv.Detections) -> RGBImage:
 def save_png(image: RGBImage, path: Path) -> None:
     """Write an RGB image; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, format="PNG")
+    with replacing(path, "wb") as file:
+        Image.fromarray(image).save(file, format="PNG")
 
 
 class ReviewSheet:

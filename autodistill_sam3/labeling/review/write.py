@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from autodistill_sam3.labeling.folder import replacing
 from autodistill_sam3.labeling.records import ImageRecord
 from autodistill_sam3.labeling.review.cards import Drawing, draw_record
 from autodistill_sam3.labeling.review.doubt import DISAGREE, Ranking, assess
@@ -17,6 +16,7 @@ from autodistill_sam3.labeling.review.drawing import ReviewSheet
 from autodistill_sam3.labeling.review.page import MAX_NAMES, Listing, NearGroups, Page, write_page
 from autodistill_sam3.labeling.review.summary import Summary
 from autodistill_sam3.labeling.review.text import image_href
+from autodistill_sam3.whole_files import replacing
 
 MAX_IMAGES = 128
 PAGE = "index.html"

@@ -29,7 +29,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sam3,onnx,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sam3,onnx,ray,test,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps label-studio-sdk==2.1.2
 	touch $@
 

@@ -97,16 +97,23 @@ def _object_test(detections: sv.Detections) -> Callable[[int, npt.NDArray[np.int
     boxes, areas = tight_xyxy(compact).astype(np.int64), compact.area
 
     def test(index: int, others: npt.NDArray[np.int64]) -> bool:
-        close = others[_greatest_iou(boxes, areas, index, others) >= OTHER_CLASS_IOU]
+        close = others[greatest_iou(boxes, areas, index, others) >= OTHER_CLASS_IOU]
         return bool((compact_mask_iou_batch(compact[[index]], compact[close]) >= OTHER_CLASS_IOU).any())
 
     return test
 
 
-def _greatest_iou(
+def greatest_iou(
     boxes: npt.NDArray[np.int64], areas: npt.NDArray[np.int64], index: int, others: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """What boxes and areas leave room for, so that the pixels of few pairs must be looked at."""
+    """The IoU of a mask with others that boxes and areas leave room for: the pixels of few pairs must be looked at.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels, right and bottom edges exclusive.
+        areas: (N,) in pixels.
+        index: Which mask.
+        others: (M,) which others.
+    """
     size = np.minimum(boxes[index, 2:], boxes[others, 2:]) - np.maximum(boxes[index, :2], boxes[others, :2])
     common = np.minimum(np.maximum(size, 0).prod(axis=1), np.minimum(areas[index], areas[others]))
     # An empty mask shows nothing.

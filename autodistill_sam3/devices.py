@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from autodistill_sam3.errors import DeviceError, OutOfMemoryError, SettingError
+from autodistill_sam3.stages import current, stage
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 T = TypeVar("T")
+
+_streams = threading.local()
 
 # What torch says when memory ends, in a plain RuntimeError, outside its own caching allocator.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
@@ -99,6 +103,47 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[No
     return torch.autocast(device.type, enabled=False)
 
 
+@contextlib.contextmanager
+def gpu_stage(name: str, device: torch.device) -> Iterator[None]:
+    """Add the time that a device needs for the block's work to a stage, if anybody records; nothing waits for it."""
+    import torch
+
+    times = current()
+    if times is None or device.type != "cuda":
+        with stage(name):
+            yield
+        return
+    origin, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))  # type: ignore[no-untyped-call]
+    if times.origin is None:
+        origin.record(torch.cuda.current_stream(device))
+        times.origin = origin
+    start.record(torch.cuda.current_stream(device))
+    yield
+    end.record(torch.cuda.current_stream(device))
+
+    def interval() -> tuple[float, float] | None:
+        if not (times.origin.query() and end.query()):  # type: ignore[no-untyped-call]
+            return None
+        return times.origin.elapsed_time(start) / 1000, times.origin.elapsed_time(end) / 1000
+
+    times.add_gpu(name, interval)
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A context in which this thread queues its work on a GPU apart from what other threads queue."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    streams = _streams.__dict__
+    if str(device) not in streams:
+        streams[str(device)] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(streams[str(device)]):
+        yield
+
+
 def with_memory_errors(compute: Callable[[], T]) -> T:
     """The result of `compute`; if memory ends, what was computed is let go, so that less can be tried.
 
@@ -118,3 +163,20 @@ def with_memory_errors(compute: Callable[[], T]) -> T:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise OutOfMemoryError(f"Out of memory: {reason} Use a smaller batch_size, fewer prompts, or precision='bf16'.")
+
+
+def cast_weights(modules: Iterable[torch.nn.Module | None], dtype: torch.dtype | None) -> None:
+    """Store in `dtype` what autocast would cast to it at every use: the same numbers, half the memory.
+
+    Args:
+        modules: Whose linear layers and convolutions are cast; not what computes in full precision all the same.
+        dtype: None leaves them as they are.
+    """
+    from torch import nn
+
+    if dtype is None:
+        return
+    for module in modules:
+        for part in module.modules() if module is not None else ():
+            if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                part.to(dtype)

@@ -6,14 +6,15 @@ Class ids are assigned here and nowhere else. numpy only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import supervision as sv
 from supervision.detection.utils.iou_and_nms import compact_mask_iou_batch
 
-from autodistill_sam3.conflicts import add_removed
-from autodistill_sam3.instances import Instances, tight_xyxy
+from autodistill_sam3.conflicts import add_removed, greatest_iou
+from autodistill_sam3.instances import Boxes, Instances, tight_xyxy
 from autodistill_sam3.ontology import PromptTable
 from autodistill_sam3.thresholds import Thresholds
 
@@ -86,6 +87,36 @@ def fuse(
     return detections
 
 
+class Found(NamedTuple):
+    """What the models found in one image, for :func:`fuse`: instances from text and from boxes, and the presence."""
+
+    text: Instances | None = None
+    boxes: Instances | None = None
+    presence: npt.NDArray[np.float32] | None = None
+
+
+def fuse_found(found: Found, table: PromptTable, thresholds: Thresholds) -> sv.Detections:
+    """:func:`fuse` of one image, with the arguments in the order in which a run has them."""
+    return fuse(found.text, found.boxes, table, thresholds, found.presence)
+
+
+def boxes_to_detections(boxes: Boxes, table: PromptTable, thresholds: Thresholds) -> sv.Detections:
+    """Boxes alone, without masks, sorted by falling confidence; those below the threshold for boxes are dropped."""
+    order = np.argsort(-boxes.scores, kind="stable")
+    kept = order[boxes.scores[order] >= thresholds.box_confidence]
+    prompts, class_id = boxes.prompt_index[kept], table.class_ids(boxes.prompt_index[kept])
+    return sv.Detections(
+        xyxy=boxes.xyxy[kept],
+        confidence=boxes.scores[kept],
+        class_id=class_id,
+        data={
+            "class_name": np.array(table.classes, dtype=np.str_)[class_id],
+            "prompt": np.array(table.prompts, dtype=np.str_)[prompts],
+            "source": np.full(len(kept), "boxes", dtype="<U5"),
+        },
+    )
+
+
 @dataclass(frozen=True)
 class _Candidate:
     mask: sv.CompactMask
@@ -153,7 +184,7 @@ def _distinct(masks: list[sv.CompactMask]) -> list[int]:
     if not masks:
         return []
     merged = sv.CompactMask.merge(masks)
-    x1, y1, x2, y2 = tight_xyxy(merged).T
+    boxes, areas = tight_xyxy(merged).astype(np.int64), merged.area
     is_free = np.ones(len(masks), dtype=bool)
     kept: list[int] = []
     for index in range(len(masks)):
@@ -161,8 +192,8 @@ def _distinct(masks: list[sv.CompactMask]) -> list[int]:
             continue
         kept.append(index)
         # Only with those that are kept: many copies of one object would else be compared with each other.
-        is_near = (x1 < x2[index]) & (x2 > x1[index]) & (y1 < y2[index]) & (y2 > y1[index]) & is_free
-        near = np.flatnonzero(is_near[index + 1 :]) + index + 1
+        later = np.flatnonzero(is_free[index + 1 :]) + index + 1
+        near = later[greatest_iou(boxes, areas, index, later) >= SAME_OBJECT_IOU]
         if len(near):
             iou = compact_mask_iou_batch(merged[[index]], merged[near])[0]
             is_free[near] = iou < SAME_OBJECT_IOU

@@ -92,18 +92,25 @@ def compact_masks(crops: Iterable[tuple[npt.NDArray[np.bool_], int, int]], image
         >>> compact_masks([(crop, 5, 7)], (10, 20)).bbox_xyxy.tolist()
         [[6, 7, 6, 8]]
     """
-    rles, shapes, offsets = [], [], []
-    for crop, x, y in crops:
-        tight, left, top = trim_crop(crop, x, y)
-        rles.append(_run_lengths(tight))
-        shapes.append(tight.shape)
-        offsets.append((left, top))
-    return CompactMask(
-        rles,
-        np.asarray(shapes, dtype=np.int32).reshape(-1, 2),
-        np.asarray(offsets, dtype=np.int32).reshape(-1, 2),
-        image_hw,
-    )
+    return _compact((_encoded(*trim_crop(crop, x, y)) for crop, x, y in crops), image_hw)
+
+
+def compact_masks_from_runs(
+    runs: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], image_hw: tuple[int, int]
+) -> CompactMask:
+    """Store masks given as runs of true pixels.
+
+    Args:
+        runs: ``(starts, stops)`` per mask, (R,) each with R > 0: positions in the image read column by column, sorted;
+            a stop is the first position behind its run.
+        image_hw: Height and width of the image.
+
+    Example:
+        >>> starts, stops = np.array([4, 14]), np.array([6, 15])
+        >>> compact_masks_from_runs([(starts, stops)], (10, 20)).bbox_xyxy.tolist()
+        [[0, 4, 1, 5]]
+    """
+    return _compact((_cropped(*_split_at_columns(*run, image_hw[0]), image_hw[0]) for run in runs), image_hw)
 
 
 def trim_crop(crop: npt.NDArray[np.bool_], x: int, y: int) -> tuple[npt.NDArray[np.bool_], int, int]:
@@ -117,6 +124,53 @@ def tight_xyxy(masks: CompactMask) -> npt.NDArray[np.float32]:
     """(N, 4) ``float32`` boxes around masks made by :func:`compact_masks`, right and bottom edges exclusive."""
     inclusive = masks.bbox_xyxy.astype(np.float32).reshape(-1, 4)
     return inclusive + np.array([0, 0, 1, 1], dtype=np.float32)
+
+
+# Run lengths of a crop, its height and width, and the pixel of its first column and row.
+_Encoded = tuple[npt.NDArray[np.int32], tuple[int, int], tuple[int, int]]
+
+
+def _compact(encoded: Iterable[_Encoded], image_hw: tuple[int, int]) -> CompactMask:
+    parts = list(encoded)
+    return CompactMask(
+        [rle for rle, _, _ in parts],
+        np.array([shape for _, shape, _ in parts], dtype=np.int32).reshape(-1, 2),
+        np.array([offset for _, _, offset in parts], dtype=np.int32).reshape(-1, 2),
+        image_hw,
+    )
+
+
+def _encoded(tight: npt.NDArray[np.bool_], x: int, y: int) -> _Encoded:
+    return _run_lengths(tight), (tight.shape[0], tight.shape[1]), (x, y)
+
+
+def _split_at_columns(
+    starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], height: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The same runs, none of which goes on from one column to the next."""
+    columns = (stops - 1) // height - starts // height + 1
+    if (columns == 1).all():
+        return starts, stops
+    # The place of each piece within its run.
+    place = np.arange(columns.sum()) - np.repeat(np.cumsum(columns) - columns, columns)
+    top = (np.repeat(starts // height, columns) + place) * height
+    return np.maximum(np.repeat(starts, columns), top), np.minimum(np.repeat(stops, columns), top + height)
+
+
+def _cropped(starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], height: int) -> _Encoded:
+    """Runs within columns of the image -> the crop of their bounding box."""
+    (columns, rows), lengths = np.divmod(starts, height), stops - starts
+    left, top = int(columns[0]), int(rows.min())
+    shape = int((rows + lengths).max()) - top, int(columns[-1]) - left + 1
+    begin = (columns - left) * shape[0] + rows - top
+    end = begin + lengths
+    # Runs that fill a column of the crop go on in the next.
+    edges = np.concatenate(([0], np.stack([begin, end], axis=1).ravel(), [shape[0] * shape[1]]))
+    joins = np.flatnonzero(begin[1:] == end[:-1])
+    edges = np.delete(edges, np.concatenate([2 * joins + 2, 2 * joins + 3]))
+    if edges[-1] == edges[-2]:
+        edges = edges[:-1]
+    return np.diff(edges).astype(np.int32), shape, (left, top)
 
 
 def _run_lengths(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

@@ -7,7 +7,10 @@ JOURNAL = "journal.jsonl"
 QUARANTINE = "quarantine.jsonl"
 REPORT = "report.json"
 RUN = "run.json"
+TIMES = "times.json"
 REVIEW = "review"
+# What is not merged yet of a dataset that several workers label.
+SHARDS = "shards"
 # In each split's folder.
 COCO = "_annotations.coco.json"
 # In front of a label file's name.

@@ -13,16 +13,19 @@ PART = ".part"
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str, before: Callable[[Path], None] | None = None) -> Iterator[IO[Any]]:
+def replacing(
+    path: Path, mode: str, before: Callable[[Path], None] | None = None, part: str = PART
+) -> Iterator[IO[Any]]:
     """Open a temporary file that takes the path's place when the block ends without an error.
 
     Args:
         path: The file.
         mode: "w" or "wb".
         before: Called with the temporary file when it is complete.
+        part: The temporary file's name, another one for each file of a folder that is being written.
     """
     # Not made from the path's name, which may already be as long as the file system allows.
-    temporary = path.with_name(PART)
+    temporary = path.with_name(part)
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

@@ -129,7 +129,7 @@ def test_sources_follow_the_prompting(prompting):
 
 def test_one_vit_pass_serves_text_and_boxes(grounded):
     calls = []
-    backbone = grounded.segmenter._model.detector_model.vision_encoder.backbone
+    backbone = grounded.segmenter._model.detector_model.vision_encoder.backbone.layers[0].mlp
     handle = backbone.register_forward_hook(lambda _, inputs, __: calls.append(1))
     try:
         grounded.predict(sorted(EXAMPLES.iterdir())[0])

@@ -9,14 +9,16 @@ import supervision as sv
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
+from torch.nn.functional import interpolate
 
-from autodistill_sam3.instances import compact_masks, tight_xyxy, trim_crop
+from autodistill_sam3.instances import compact_masks, compact_masks_from_runs, tight_xyxy, trim_crop
 from autodistill_sam3.labeling.outlines import closed_walk
 from autodistill_sam3.labeling.polygons import crop_to_yolo, polygon_iou
 from autodistill_sam3.rle import crop_to_rle, rle_to_crop, rle_to_mask
 from autodistill_sam3.segmentation.grouping import group_by_image
-from autodistill_sam3.segmentation.masks import upsample_logits
+from autodistill_sam3.segmentation.masks import mask_runs, upsample_logits
 
 
 @st.composite
@@ -257,3 +259,22 @@ def test_an_image_with_empty_masks_alone_has_no_instances():
     assert [found.masks.area[index] for index in range(2)] == [36, 64]
     none = torch.zeros(0, dtype=torch.int64)
     assert not list(group_by_image([(16, 16)], "text", (none, none), torch.zeros(0), torch.zeros(0, 8, 8)))
+
+
+@given(
+    hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=9), elements=st.integers(-3, 3)
+    ),
+    st.integers(1, 23),
+    st.integers(1, 23),
+)
+@settings(max_examples=60, deadline=None)
+def test_runs_equal_the_dense_masks(logits, height, width):
+    tensor = torch.from_numpy(logits)
+    dense = interpolate(tensor[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0].numpy() > 0
+    runs = [run for run in mask_runs(tensor, (height, width)) if len(run[0])]
+    masks = compact_masks_from_runs(runs, (height, width))
+    expected = compact_masks([(mask, 0, 0) for mask in dense if mask.any()], (height, width))
+    np.testing.assert_array_equal(masks.to_dense(), dense[dense.any(axis=(1, 2))])
+    assert masks.bbox_xyxy.tolist() == expected.bbox_xyxy.tolist()
+    assert [rle.tolist() for rle in masks._rles] == [rle.tolist() for rle in expected._rles]

@@ -39,11 +39,11 @@ from autodistill_sam3.instances import Boxes  # noqa: E402
 from autodistill_sam3.segmentation.box_decoder import decode_boxes, tracker_features  # noqa: E402
 from autodistill_sam3.segmentation.detector import (  # noqa: E402
     detect,
-    encode_images,
     encode_texts,
-    geometry_tokens,
+    image_tokens,
     mask_logits,
 )
+from autodistill_sam3.segmentation.vision import encode_images  # noqa: E402
 
 PROMPTS = ["green triangle", "blue square", "yellow cross", "red star"]
 OUTPUTS = {
@@ -198,7 +198,8 @@ def test_detector_graph_equals_the_engine(model):
     vision = encode_images(model.detector_model, *samples["vision_encoder"])
     texts = encode_texts(model.detector_model, *samples["text_encoder"])
     pairs = torch.arange(2)
-    queries = detect(model.detector_model, vision, pairs, texts, geometry_tokens(model.detector_model, vision))
+    tokens = image_tokens(model.detector_model, vision.levels[-1], vision.positions[-1])
+    queries = detect(model.detector_model, pairs, texts, tokens)
     masks = mask_logits(model.detector_model, vision, pairs, queries, torch.ones_like(queries.logits, dtype=torch.bool))
     logits, presence, boxes, all_masks = graphs["detector"].module(*samples["detector"])
     torch.testing.assert_close(logits, queries.logits, atol=1e-4, rtol=0)

@@ -27,7 +27,7 @@ from autodistill_sam3.labeling.journal import Journal
 
 CLASSES = ("ball", "box")
 # What says how a dataset came about, rather than what is in it.
-ABOUT_THE_RUN = {"journal.jsonl", "run.json", ".lock"}
+ABOUT_THE_RUN = {"journal.jsonl", "run.json", "times.json", ".lock"}
 
 
 def digest(folder):
@@ -259,11 +259,11 @@ def crash_at(monkeypatch, name, count):
     }[name]  # fmt: skip
     real, calls = getattr(owner, attribute), []
 
-    def step(*arguments):
+    def step(*arguments, **keywords):
         calls.append(1)
         if len(calls) == count:
             raise Crash
-        return real(*arguments)
+        return real(*arguments, **keywords)
 
     monkeypatch.setattr(owner, attribute, step)
 
@@ -433,7 +433,7 @@ def test_a_second_run_on_the_same_output_is_refused(plan):
             inner.append(run_script(script))
 
     label_images(plan, Watched(start_another))
-    assert "OutputFolderError: Another run is at work" in inner[0].stderr
+    assert "Error: Another run is at work" in inner[0].stderr
     assert len(label_images(plan, discs)) == 10
 
 

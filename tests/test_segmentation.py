@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scenes import held_out_scenes
+from transformers import Sam3ImageProcessor
 
 from autodistill_sam3.devices import autocast_dtype, select_device
 from autodistill_sam3.errors import DeviceError, SettingError
@@ -29,10 +30,10 @@ def calls(shapes_segmenter):
     """How often the ViT, the text encoder and the mask head ran."""
     detector = shapes_segmenter._model.detector_model
     modules = {
-        "vit": detector.vision_encoder.backbone,
+        "vit": detector.vision_encoder.backbone.layers[0].mlp,
         "text": detector.text_encoder,
-        "masks": detector.mask_decoder,
-        "detector": detector.detr_decoder,
+        "masks": detector.mask_decoder.pixel_decoder,
+        "detector": detector.detr_decoder.layers[0],
     }
     counts = dict.fromkeys(modules, 0)
 
@@ -101,13 +102,13 @@ def test_equals_transformers_own_forward(shapes_segmenter, images):
     model, tokenizer = shapes_segmenter._model.detector_model, shapes_segmenter._tokenizer
     features = shapes_segmenter.encode(images[:1])
     height, width = images[0].shape[:2]
+    processor = Sam3ImageProcessor(size=dict.fromkeys(("height", "width"), model.config.image_size))
+    pixels = processor(images=[images[0]], return_tensors="pt")["pixel_values"]
     for prompt in PROMPTS:
         text = tokenizer([prompt], padding="max_length", max_length=32, return_tensors="pt")
         with torch.inference_mode():
             expected = model(
-                vision_embeds=model.get_vision_features(
-                    shapes_segmenter._processor(images=[images[0]], return_tensors="pt")["pixel_values"]
-                ),
+                vision_embeds=model.get_vision_features(pixels),
                 input_ids=text["input_ids"],
                 attention_mask=text["attention_mask"],
                 input_boxes=torch.zeros(1, 1, 4),

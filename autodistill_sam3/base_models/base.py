@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import platform
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import cv2
 import supervision as sv
 from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
-from autodistill_sam3.conflicts import add_removed, resolve_conflicts
-from autodistill_sam3.devices import Precision, precision_name, select_device, with_memory_errors
-from autodistill_sam3.errors import SettingError
+from autodistill_sam3.base_models.launch import Engine, Launch
+from autodistill_sam3.devices import Precision, own_stream, precision_name, select_device, with_memory_errors
+from autodistill_sam3.distributed import Labeler
+from autodistill_sam3.errors import DeviceError, SettingError
 from autodistill_sam3.images import ImageInput, RGBImage, load_image
+from autodistill_sam3.interpretation import Interpretation
 from autodistill_sam3.labeling import (
     ImagesInput,
     LabelingPlan,
     SplitRule,
     check_formats,
     default_output,
-    label_images,
+    has_at_least,
+    read_run,
 )
 from autodistill_sam3.ontology import Ontology, PromptTable
+from autodistill_sam3.segmentation import can_compile
 from autodistill_sam3.thresholds import Thresholds, read_thresholds
 from autodistill_sam3.tiling import DEFAULT_TILE, detect_in_tiles
 
+if TYPE_CHECKING:
+    import torch
+
 OverlappingClasses = Literal["best", "keep"]
+
+# Images from which on compiling, about a minute the first time, repays itself.
+COMPILED_FROM = 1000
 
 _PACKAGES = ("autodistill-grounded-sam3", "torch", "torchvision", "transformers", "supervision", "numpy")
 # Those of which another version may give other labels.
@@ -42,7 +53,11 @@ _DECIDING_PACKAGES = ("autodistill-grounded-sam3", "torch", "transformers")
 class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill has no types
     """A base model of autodistill that predicts in batches and labels folders safely."""
 
+    # Whether the models run compiled; None leaves it to the size of the job.
+    compile: bool | None = False
+
     _gives_masks = True
+    _has_weights = True
 
     def __init__(
         self,
@@ -61,7 +76,10 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         self.overlapping_classes = overlapping_classes
         selected = select_device(device)
         self.precision = precision_name(precision, selected)
+        # Workers on other devices choose theirs by it.
+        self._asked: tuple[str | None, Precision] = (device, precision)
         # Batches gain nothing on a CPU, and padding the last one costs.
+        self._device = selected
         self._device_type = selected.type
         self._batch_size = 1 if selected.type == "cpu" else LabelingPlan.batch_size
         self.set_ontology(ontology)
@@ -97,10 +115,10 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
     def predict_batch(self, inputs: Sequence[ImageInput]) -> list[sv.Detections]:
         """:meth:`predict` for many images; the model sees them in batches."""
         found: list[sv.Detections] = []
-        step = self._batch_size
+        step, interpret = self._batch_size, self._interpretation()
         for start in range(0, len(inputs), step):
             images = [load_image(source) for source in inputs[start : start + step]]
-            found += [with_dense_masks(detections) for detections in self._detect_all(images)]
+            found += [with_dense_masks(interpret(seen)) for seen in self._see(images)]
         return found
 
     def label(
@@ -129,13 +147,18 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         group_by: str | None = SplitRule.group_by,
         group_near_duplicates: bool = LabelingPlan.group_near_duplicates,
         progress: bool = LabelingPlan.progress,
+        gpus: Sequence[int | str] | None = None,
+        shard: str | None = None,
+        engine: Engine = "local",
+        workers: int | None = None,
     ) -> sv.DetectionDataset:
         """Label images; the first nine arguments are autodistill's.
 
-        Writes autodistill's layout (`data.yaml`, `train|valid/{images,labels}`) and COCO with RLE beside it. Each
-        image is on disk before the next batch starts, so a run that was stopped goes on where it was when it is
-        started again, and ends with the same files. Images that cannot be read, or that the model fails on, are listed
-        in `quarantine.jsonl`. `report.json` counts what the dataset holds, and what was left out.
+        Writes autodistill's layout (`data.yaml`, `train|valid/{images,labels}`) and COCO with RLE beside it. Images are
+        read some batches ahead of the models and written behind them, each noted when it is on the disk, so a run that
+        was stopped goes on from there when it is started again, and ends with the same files. Images that cannot be
+        read, or that the model fails on, are listed in `quarantine.jsonl`. `report.json` counts what the dataset holds,
+        and what was left out; `times.json` says where the time of the last run went.
 
         Args:
             input_folder: The folder of images; or a glob, a manifest (`.txt` with a path in each line, or `.jsonl` with
@@ -156,8 +179,8 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             limit: Label only so many images, in the order of their names; what earlier runs finished stays.
             plot: Write review sheets into `review/`.
             overwrite: Replace the dataset of an earlier run; other folders are never touched.
-            batch_size: Images per call of the model, which gets smaller batches if memory runs out; by default 8, on a
-                CPU 1.
+            batch_size: Images per call of the model, which gets smaller batches if memory runs out; by default that of
+                the run that goes on, else 8, on a CPU 1.
             seed: Of the split.
             valid_share: Share of the images, or groups, that go to `valid`.
             test_share: Share that goes to `test`.
@@ -165,6 +188,12 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
                 same match, or the same first group of it, go to the same split.
             group_near_duplicates: Put an image into the split of the earliest one that it nearly equals.
             progress: Show a progress bar.
+            gpus: GPUs of this machine by number, with a process and a copy of the models on each; names of devices
+                work, too. This model is not used and keeps its memory: build it with device="cpu" to spare a GPU.
+            shard: Label one part of the input, such as "3/16", in a job of its own; `autodistill-sam3 merge` puts the
+                parts together.
+            engine: "ray" labels on a Ray cluster.
+            workers: How many on the cluster; by default one for each GPU that it has, without GPUs one.
 
         Returns:
             The dataset. Its annotations are read from disk when they are asked for.
@@ -175,26 +204,42 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
                 another run is at work in it.
             LabelingError: Writing failed, or an earlier run's journal is damaged.
             SettingError: A value is out of its range.
+            DeviceError: A GPU in `gpus`, or of the cluster, is not there.
             KeyboardInterrupt: After Ctrl-C, when the images in flight are finished.
         """
         nms = _nms_setting(nms_settings)
         if "masks" in formats and not self._gives_masks:
             raise SettingError(f"Expected formats without 'masks', since {type(self).__name__} gives boxes only")
+        if human_in_the_loop and shard is not None:
+            raise SettingError("Expected human_in_the_loop without a shard, which is a part of the dataset")
+        launch = Launch(gpus, shard, engine, workers, self._asked[0])
         # Hashes of gigabytes: kept here, since the copy below would take them along.
         self._identity()
         values = thresholds if isinstance(thresholds, Mapping | None) else read_thresholds(Path(thresholds))
         model = self._with_thresholds(self.thresholds.replaced_for(values or {}))
+        if launch.target is not None:
+            model._take_settings_of(launch.target)
         side = tile if tile is not None else DEFAULT_TILE if sahi else None
+        output = Path(output_folder) if output_folder is not None else default_output(input_folder)
+        earlier = {} if overwrite else _settings_of_run(output)
+        if model.compile is None:
+            is_long = limit is None or limit >= COMPILED_FROM
+            model.compile = earlier.get(
+                "compiled",
+                model._device_type == "cuda"
+                and can_compile(model._device)
+                and (is_long and has_at_least(COMPILED_FROM, input_folder, extension, recursive=recursive)),
+            )
         plan = LabelingPlan(
             source=input_folder,
-            output=Path(output_folder) if output_folder is not None else default_output(input_folder),
+            output=output,
             classes=self.table.classes,
             settings=model._settings() | {"tile": side, "nms_settings": nms.value},
             provenance={"checkpoints": self._checkpoints(), "versions": _versions_of(_PACKAGES)},
             extension=extension,
             recursive=recursive,
             limit=limit,
-            batch_size=self._batch_size if batch_size is None else batch_size,
+            batch_size=earlier.get("batch_size", model._batch_size) if batch_size is None else batch_size,
             split=SplitRule(seed, valid_share, test_share, group_by),
             group_near_duplicates=group_near_duplicates,
             formats=check_formats(formats),
@@ -202,17 +247,36 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             plot=plot,
             overwrite=overwrite,
             progress=progress,
+            on_gpu=model._device_type != "cpu",
         )
-        dataset = label_images(
-            plan, lambda images: [_suppress(found, nms) for found in model._detect_all(images, side)]
-        )
+        dataset = launch.label(plan, model, side, nms)
         if human_in_the_loop:
             _upload_to_roboflow(plan.output, roboflow_project)
         return dataset
 
+    @classmethod
+    def without_weights(cls, ontology: Ontology, **keywords: Any) -> Self:
+        """A model that only starts workers, `label(gpus=...)` or `label(engine="ray")`, which load the weights."""
+        model = cls.__new__(cls)
+        model._has_weights = False
+        model.__init__(ontology, **keywords)  # type: ignore[misc]
+        return model
+
+    def labeler(self, tile: int | None, nms: NmsSetting, *, has_settings: bool = False) -> Labeler:
+        """This model as the labelling takes it."""
+        settings = self._settings() if has_settings else None
+        return Labeler(lambda images: self._see(images, tile), self._interpretation(tile, nms), settings)
+
     @abstractmethod
-    def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
-        """Detections of a batch, with compact masks."""
+    def _detect(self, images: Sequence[RGBImage]) -> Sequence[Any]:
+        """What the models see in each image of a batch, compact and without torch, for :meth:`_fusion`."""
+
+    def _fusion(self) -> Callable[[Any], sv.Detections] | None:
+        """What :meth:`_detect` gives for an image -> detections with compact masks; None if that gives them itself.
+
+        It runs in other processes, too: picklable, of numpy alone, and from a module that imports no torch.
+        """
+        return None
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
@@ -221,6 +285,24 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
     @abstractmethod
     def _checkpoints(self) -> dict[str, str]:
         """Where the models lie, to be read by people."""
+
+    def _keywords(self) -> dict[str, Any]:
+        """Keywords of the constructor whose values are not attributes of their names."""
+        limits = self.thresholds
+        return {
+            "confidence": limits.confidence,
+            "thresholds": dict(limits.per_class),
+            "box_confidence": limits.box_confidence,
+            "precision": self._asked[1],
+        }
+
+    def _take_settings_of(self, device: str) -> None:
+        """Describe this model as it will be on another device."""
+        # A cluster's GPUs are elsewhere; its first worker says what it computes in.
+        with contextlib.suppress(DeviceError):
+            self.precision = precision_name(self._asked[1], select_device(device))
+        self._device_type = device.partition(":")[0]
+        self._batch_size = 1 if self._device_type == "cpu" else LabelingPlan.batch_size
 
     def _with_thresholds(self, thresholds: Thresholds) -> Self:
         """This model with other thresholds; it shares everything else."""
@@ -239,18 +321,42 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             "overlapping_classes": self.overlapping_classes,
             "device": self._device_type,
             "precision": self.precision,
+            "compiled": bool(self.compile),
             "identity": self._identity(),
             "versions": _versions_of(_DECIDING_PACKAGES) | {"opencv": cv2.__version__},
         }
 
-    def _detect_all(self, images: Sequence[RGBImage], tile: int | None = None) -> list[sv.Detections]:
-        """Detections of a batch, in tiles of this side if one is given, without doubles across classes."""
+    def _see(self, images: Sequence[RGBImage], tile: int | None = None) -> Sequence[Any]:
+        """The models' part, for :meth:`_interpretation`; with tiles, what they show is joined here."""
+        with own_stream(self._device):
+            if tile is None:
+                return with_memory_errors(lambda: self._detect(images))
+            fuse = self._interpretation(keep_both=True)
 
-        def detect(batch: Sequence[RGBImage]) -> list[sv.Detections]:
-            return with_memory_errors(lambda: self._detect(batch))
+            def detect(batch: Sequence[RGBImage]) -> list[sv.Detections]:
+                return [fuse(seen) for seen in with_memory_errors(lambda: self._detect(batch))]
 
-        found = detect(images) if tile is None else detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
-        return [resolve_conflicts(item, keep_both=self.overlapping_classes == "keep") for item in found]
+            return detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
+
+    def _interpretation(
+        self, tile: int | None = None, nms: NmsSetting = NmsSetting.NONE, *, keep_both: bool = False
+    ) -> Interpretation:
+        """From what the models see in an image to its detections, without doubles across classes."""
+        return Interpretation(
+            fuse=self._fusion() if tile is None else None,
+            keep_both=keep_both or self.overlapping_classes == "keep",
+            nms=nms.value,
+        )
+
+
+def checked_compile(wanted: bool | None, device: torch.device) -> bool | None:
+    """Raise SettingError if compiling is asked for where it cannot be done."""
+    if wanted and not can_compile(device):
+        raise SettingError(
+            f"Expected a C compiler and Triton for compile=True on {device}, received a machine without one of them. "
+            "Install gcc and triton, or leave compile out."
+        )
+    return wanted
 
 
 def with_dense_masks(detections: sv.Detections) -> sv.Detections:
@@ -262,20 +368,21 @@ def with_dense_masks(detections: sv.Detections) -> sv.Detections:
     return detections
 
 
+def _settings_of_run(output: Path) -> dict[str, Any]:
+    """Those of the run that goes on, since what was computed may depend on them in its last bits."""
+    earlier = read_run(output)
+    if earlier is None or earlier.get("is_being_removed"):
+        return {}
+    settings = earlier.get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def _nms_setting(value: NmsSetting | str) -> NmsSetting:
     try:
         return NmsSetting(value)
     except ValueError as error:
         choices = [setting.value for setting in NmsSetting]
         raise SettingError(f"Expected nms_settings to be one of {choices}, received {value!r}") from error
-
-
-def _suppress(detections: sv.Detections, nms: NmsSetting) -> sv.Detections:
-    if nms is NmsSetting.NONE or not len(detections):
-        return detections
-    kept = detections.with_nms(class_agnostic=nms is NmsSetting.CLASS_AGNOSTIC)
-    add_removed(kept, "nms", len(detections) - len(kept))
-    return kept
 
 
 def _versions_of(packages: Sequence[str]) -> dict[str, str]:

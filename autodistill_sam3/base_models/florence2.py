@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import supervision as sv
 
 from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision
+from autodistill_sam3.fusion import boxes_to_detections
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.ontology import Ontology
@@ -51,25 +51,17 @@ class Florence2(LabelingModel):
         self.checkpoint = find_checkpoint(FLORENCE2, checkpoint)
         from autodistill_sam3.grounding.florence2 import Florence2Grounder
 
-        self.grounder = Florence2Grounder.load(self.checkpoint, device=device, precision=precision)
+        if self._has_weights:
+            self.grounder = Florence2Grounder.load(self.checkpoint, device=device, precision=precision)
 
-    def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
-        return [self._to_detections(boxes) for boxes in self.grounder.ground(images, self.table.prompts)]
+    def _detect(self, images: Sequence[RGBImage]) -> list[Boxes]:
+        return list(self.grounder.ground(images, self.table.prompts))
 
-    def _to_detections(self, boxes: Boxes) -> sv.Detections:
-        order = np.argsort(-boxes.scores, kind="stable")
-        kept = order[boxes.scores[order] >= self.thresholds.box_confidence]
-        prompts, class_id = boxes.prompt_index[kept], self.table.class_ids(boxes.prompt_index[kept])
-        return sv.Detections(
-            xyxy=boxes.xyxy[kept],
-            confidence=boxes.scores[kept],
-            class_id=class_id,
-            data={
-                "class_name": np.array(self.table.classes, dtype=np.str_)[class_id],
-                "prompt": np.array(self.table.prompts, dtype=np.str_)[prompts],
-                "source": np.full(len(kept), "boxes", dtype="<U5"),
-            },
-        )
+    def _fusion(self) -> Callable[[Boxes], sv.Detections]:
+        return partial(boxes_to_detections, table=self.table, thresholds=self.thresholds)
+
+    def _keywords(self) -> dict[str, Any]:
+        return super()._keywords() | {"confidence": self.thresholds.box_confidence}
 
     def _identity(self) -> dict[str, Any]:
         return {"florence2_sha256": self._sha256}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
+from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses, checked_compile
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.fusion import fuse, text_floor
+from autodistill_sam3.fusion import Found, fuse_found, text_floor
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
@@ -56,6 +56,8 @@ class GroundedSAM3(LabelingModel):
             Florence-2, the slower model. Off by default, since it lets SAM 3 veto what it misses; 0.05 is mild.
         device: Such as "cuda:1"; by default the best one there is.
         precision: "auto", "bf16", "fp16" or "fp32".
+        compile: Whether SAM 3 runs compiled: nearly twice as fast on a GPU, after a minute the first time. By default
+            `label()` compiles on a GPU from 1,000 images on.
 
     Raises:
         CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError
@@ -84,11 +86,13 @@ class GroundedSAM3(LabelingModel):
         overlapping_classes: OverlappingClasses = "best",
         device: str | None = None,
         precision: Precision = "auto",
+        compile: bool | None = None,
     ) -> None:
         minima = Thresholds(confidence, box_confidence, dict(thresholds or {}))
         super().__init__(ontology, minima, overlapping_classes, device, precision)
         _check_choices(model, prompting, presence_gate)
         check_backend(backend)
+        self.compile = checked_compile(compile, self._device)
         self.backend = backend
         self.bpe_path = bpe_path
         self.prompting = prompting
@@ -98,7 +102,8 @@ class GroundedSAM3(LabelingModel):
         if prompting != "text":
             argument = florence2_argument(checkpoint, florence2_checkpoint)
             self.florence2_checkpoint = find_checkpoint(FLORENCE2, argument)
-        self._load(device, precision)
+        if self._has_weights:
+            self._load(device, precision)
 
     def _load(self, device: str | None, precision: Precision) -> None:
         from autodistill_sam3.grounding.florence2 import Florence2Grounder
@@ -115,26 +120,24 @@ class GroundedSAM3(LabelingModel):
         if self.florence2_checkpoint is not None:
             self.grounder = Florence2Grounder.load(self.florence2_checkpoint, device=device, precision=precision)
 
-    def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
-        features = self.segmenter.encode(images)
+    def _detect(self, images: Sequence[RGBImage]) -> list[Found]:
+        segmenter = self.segmenter.compiled() if self.compile else self.segmenter
+        features = segmenter.encode(images)
         texts: list[TextResult | None] = [None] * len(images)
         if self.prompting != "boxes":
             floor = text_floor(self.thresholds, self.table, fused=self.prompting == "both")
-            texts = list(self.segmenter.segment_text(features, self.table.prompts, floor))
+            texts = list(segmenter.segment_text(features, self.table.prompts, floor))
         boxes: list[Instances | None] = [None] * len(images)
         if self.grounder is not None:
             proposals = self.grounder.ground(images, self.table.prompts, self._prompts_for_boxes(texts))
-            boxes = list(self.segmenter.segment_boxes(features, [self._promising(part) for part in proposals]))
+            boxes = list(segmenter.segment_boxes(features, [self._promising(part) for part in proposals]))
         return [
-            fuse(
-                text.instances if text is not None else None,
-                found,
-                self.table,
-                self.thresholds,
-                text.presence if text is not None else None,
-            )
+            Found(None, found) if text is None else Found(text.instances, found, text.presence)
             for text, found in zip(texts, boxes, strict=True)
         ]
+
+    def _fusion(self) -> Callable[[Found], sv.Detections]:
+        return partial(fuse_found, table=self.table, thresholds=self.thresholds)
 
     def _prompts_for_boxes(self, texts: Sequence[TextResult | None]) -> list[list[int]]:
         """Per image, the prompts that Florence-2 is asked for."""

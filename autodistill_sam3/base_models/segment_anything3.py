@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
+from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses, checked_compile
 from autodistill_sam3.devices import Precision
-from autodistill_sam3.fusion import fuse, text_floor
+from autodistill_sam3.fusion import Found, fuse_found, text_floor
 from autodistill_sam3.images import ImageInput, RGBImage
 from autodistill_sam3.ontology import Ontology
 from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, load_segmenter, segmenter_identity
@@ -37,6 +37,8 @@ class SegmentAnything3(LabelingModel):
             "keep" keeps both.
         device: Such as "cuda:1"; by default the best one there is.
         precision: "auto", "bf16", "fp16" or "fp32".
+        compile: Whether SAM 3 runs compiled: nearly twice as fast on a GPU, after a minute the first time. By default
+            `label()` compiles on a GPU from 1,000 images on.
 
     Raises:
         CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError
@@ -60,16 +62,19 @@ class SegmentAnything3(LabelingModel):
         overlapping_classes: OverlappingClasses = "best",
         device: str | None = None,
         precision: Precision = "auto",
+        compile: bool | None = None,
     ) -> None:
         minima = Thresholds(confidence=confidence, per_class=dict(thresholds or {}))
         super().__init__(ontology, minima, overlapping_classes, device, precision)
         check_backend(backend)
+        self.compile = checked_compile(compile, self._device)
         self.backend = backend
         self.bpe_path = bpe_path
         self.checkpoint = find_checkpoint(SAM3, checkpoint, official=backend == "sam3")
-        self.segmenter = load_segmenter(
-            self.checkpoint, backend=backend, bpe_path=bpe_path, boxes=False, device=device, precision=precision
-        )
+        if self._has_weights:
+            self.segmenter = load_segmenter(
+                self.checkpoint, backend=backend, bpe_path=bpe_path, boxes=False, device=device, precision=precision
+            )
 
     def predict(self, input: ImageInput, confidence: float | None = None) -> sv.Detections:
         """:meth:`LabelingModel.predict`; `confidence`, if given, replaces the constructor's for this call."""
@@ -78,11 +83,15 @@ class SegmentAnything3(LabelingModel):
             model = self._with_thresholds(replace(self.thresholds, confidence=confidence))
         return model.predict_batch([input])[0]
 
-    def _detect(self, images: Sequence[RGBImage]) -> list[sv.Detections]:
-        features = self.segmenter.encode(images)
+    def _detect(self, images: Sequence[RGBImage]) -> list[Found]:
+        segmenter = self.segmenter.compiled() if self.compile else self.segmenter
+        features = segmenter.encode(images)
         floor = text_floor(self.thresholds, self.table, fused=False)
-        results = self.segmenter.segment_text(features, self.table.prompts, floor)
-        return [fuse(result.instances, None, self.table, self.thresholds) for result in results]
+        results = segmenter.segment_text(features, self.table.prompts, floor)
+        return [Found(text=result.instances) for result in results]
+
+    def _fusion(self) -> Callable[[Found], sv.Detections]:
+        return partial(fuse_found, table=self.table, thresholds=self.thresholds)
 
     def _identity(self) -> dict[str, Any]:
         return self._segmenter_identity

@@ -1,4 +1,4 @@
-"""`evaluate` and `export`: what is done with a labelled folder."""
+"""`merge`, `evaluate` and `export`: what is done with a labelled folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ _FROM_FLAGS = ("file", *_FROM_KEYWORDS)
 
 def add_commands(commands: Any) -> None:
     """Add the sub-commands of this module."""
+    _add_merge(commands)
     _add_evaluate(commands)
     _add_export(commands)
+
+
+def _add_merge(commands: Any) -> None:
+    parser = commands.add_parser("merge", help="put together what jobs with `label --shard` have labelled")
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="the output of these jobs")
+    parser.add_argument("--plot", action="store_true", help="write review/: a page and sheets to judge the labels by")
+    add_verbosity(parser)
+    parser.set_defaults(run=_merge, after_stop=" The same command goes on.")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -48,6 +57,13 @@ def _add_export(commands: Any) -> None:
     back.add_argument("--link-images", action="store_true", help="link images instead of copying them")
     add_verbosity(parser)
     parser.set_defaults(run=_export, after_stop=" Nothing was written.")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from autodistill_sam3.distributed import merge_shards
+
+    dataset = merge_shards(options.dataset, plot=options.plot, progress=not options.quiet)
+    say(options, f"{len(dataset)} images in {options.dataset}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

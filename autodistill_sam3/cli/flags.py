@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 CHECKPOINT_KEYWORDS = (
     "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "device", "precision",
 )  # fmt: skip
-_MODEL_KEYWORDS = (*CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "overlapping_classes", "presence_gate")
+_MODEL_KEYWORDS = (
+    *CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "overlapping_classes", "presence_gate", "compile",
+)  # fmt: skip
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="an object found under two classes goes to the better one",
     )
     model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
+    model.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="run SAM 3 compiled (default: on a GPU, from 1,000 images on)",
+    )
     add_verbosity(parser)
 
 
@@ -57,11 +64,12 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("--verbose", action="store_true", help="say which files are used")
 
 
-def build_model(options: argparse.Namespace) -> GroundedSAM3:
+def build_model(options: argparse.Namespace, *, has_weights: bool = True) -> GroundedSAM3:
     from autodistill_sam3.base_models import GroundedSAM3
 
     thresholds = dict(_parse_threshold(text) for text in options.threshold or ())
-    return GroundedSAM3(_ontology(options.classes), thresholds=thresholds, **given(options, _MODEL_KEYWORDS))
+    build = GroundedSAM3 if has_weights else GroundedSAM3.without_weights
+    return build(_ontology(options.classes), thresholds=thresholds, **given(options, _MODEL_KEYWORDS))
 
 
 def _ontology(classes: Sequence[str]) -> PromptPairs:

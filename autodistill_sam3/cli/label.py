@@ -11,7 +11,8 @@ from autodistill_sam3.cli.flags import add_model_flags, add_verbosity, build_mod
 _LABEL_KEYWORDS = (
     "extension", "output_folder", "human_in_the_loop", "roboflow_project", "roboflow_tags", "sahi",
     "record_confidence", "nms_settings", "recursive", "tile", "thresholds", "formats", "limit", "plot", "overwrite",
-    "batch_size", "seed", "valid_share", "test_share", "group_by", "group_near_duplicates", "progress",
+    "batch_size", "seed", "valid_share", "test_share", "group_by", "group_near_duplicates", "progress", "gpus", "shard",
+    "engine", "workers",
 )  # fmt: skip
 
 
@@ -32,6 +33,7 @@ def _add_label(commands: Any) -> None:
     _add_input_flags(parser.add_argument_group("images"))
     _add_output_flags(parser.add_argument_group("dataset"))
     _add_split_flags(parser.add_argument_group("split"))
+    _add_worker_flags(parser.add_argument_group("many GPUs, many machines"))
     upload = parser.add_argument_group("Roboflow")
     upload.add_argument("--human-in-the-loop", action="store_true", help="upload the dataset afterwards")
     upload.add_argument("--roboflow-project", metavar="NAME")
@@ -69,6 +71,13 @@ def _add_split_flags(split: argparse._ArgumentGroup) -> None:
     split.add_argument("--group-near-duplicates", action="store_true", help="keep near-duplicates together")
 
 
+def _add_worker_flags(workers: argparse._ArgumentGroup) -> None:
+    workers.add_argument("--gpus", nargs="+", metavar="N", help="GPUs of this machine by number, a process on each")
+    workers.add_argument("--shard", metavar="I/N", help="label part I of N as a job of its own; `merge` comes after it")
+    workers.add_argument("--engine", choices=["local", "ray"], help="ray: on a Ray cluster")
+    workers.add_argument("--workers", type=int, metavar="N", help="how many on the cluster (default: all its GPUs)")
+
+
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser("demo", help="label the bundled example images; needs no weights and no GPU")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: demo_output)")
@@ -81,7 +90,8 @@ def _label(options: argparse.Namespace) -> None:
 
     if options.quiet:
         options.progress = False
-    model = build_model(options)
+    # Workers load the weights, each on its own device.
+    model = build_model(options, has_weights=options.gpus is None and options.engine != "ray")
     dataset = model.label(options.input_folder, **given(options, _LABEL_KEYWORDS))
     folder = options.output_folder or default_output(Path(options.input_folder))
     say(options, f"{len(dataset)} images in {folder}")

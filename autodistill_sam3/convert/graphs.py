@@ -8,15 +8,14 @@ free batch size, the modules behind it are called, and the reason stands there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from autodistill_sam3.segmentation.box_decoder import tracker_features
-from autodistill_sam3.segmentation.detector import Prompts, VisionFeatures, detect, encode_images, encode_texts
+from autodistill_sam3.segmentation.detector import Prompts, detect, encode_texts, image_tokens
+from autodistill_sam3.segmentation.vision import encode_images
 
 if TYPE_CHECKING:
     from transformers import Sam3Model, Sam3VideoModel
@@ -128,53 +127,18 @@ class DetectorGraph(nn.Module):
         text_features: torch.Tensor,
         text_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        positions = self.positions.expand(coarse.shape[0], -1, -1, -1)
-        # Only the coarsest level's positions are read.
-        vision = VisionFeatures(coarse.flatten(2).transpose(1, 2), (fine, middle, coarse), (positions,))
         # Everything is gathered already, and an index would stay in the graph.
         everything = cast(torch.Tensor, slice(None))
-        geometry = self._geometry_token(coarse, positions)
-        queries = detect(self._traceable(), vision, everything, Prompts(text_features, text_mask), geometry)
+        tokens = image_tokens(self.detector, coarse, self.positions)
+        queries = detect(self.detector, everything, Prompts(text_features, text_mask), tokens)
         masks = self.detector.mask_decoder(
             decoder_queries=queries.hidden_states,
-            backbone_features=list(vision.levels),
+            backbone_features=[fine, middle, coarse],
             encoder_hidden_states=queries.encoder_hidden_states,
             prompt_features=queries.prompts.features,
             prompt_mask=queries.prompts.mask,
         ).pred_masks
         return queries.logits, queries.presence_logits, queries.boxes_xyxy, masks
-
-    def _geometry_token(self, coarse: torch.Tensor, positions: torch.Tensor) -> Prompts:
-        """`geometry_tokens` without its padding token, which no attention ever reads, and so without RoI pooling."""
-        encoder: Any = self.detector.geometry_encoder
-        token = encoder.prompt_layer_norm(encoder.final_proj(encoder.cls_embed.weight))
-        token = token.expand(coarse.shape[0], 1, -1)
-        for layer in encoder.layers:
-            token = layer(
-                prompt_feats=token,
-                vision_feats=coarse.flatten(2).transpose(1, 2),
-                vision_pos_encoding=positions.flatten(2).transpose(1, 2),
-                prompt_mask=None,
-            )
-        features = encoder.output_layer_norm(token)
-        return Prompts(features, torch.ones_like(features[..., 0], dtype=torch.bool))
-
-    def _traceable(self) -> Any:
-        """The detector's pieces that `detect` uses, with the grid's size as numbers.
-
-        The encoder hands it on as a tensor, whose contents a tracer does not know.
-        """
-        detector: Any = self.detector
-        grid = np.array([self.positions.shape[-2:]])
-
-        def encode(**inputs: Any) -> Any:
-            output = detector.detr_encoder(**inputs)
-            output.spatial_shapes = grid
-            return output
-
-        return SimpleNamespace(
-            detr_encoder=encode, detr_decoder=detector.detr_decoder, dot_product_scoring=detector.dot_product_scoring
-        )
 
 
 class BoxDecoderGraph(nn.Module):

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from autodistill_sam3.devices import Precision, autocast, autocast_dtype, full_precision, select_device
+from autodistill_sam3.devices import (
+    Precision,
+    autocast,
+    autocast_dtype,
+    cast_weights,
+    full_precision,
+    gpu_stage,
+    select_device,
+)
 from autodistill_sam3.grounding.answers import Answer, parse_answer
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes
@@ -31,7 +39,7 @@ TASK = "Locate the phrases in the caption: {prompt}"
 MAX_PROMPT_TOKENS = 64
 # Room for about 60 boxes of one prompt in one image.
 MAX_NEW_TOKENS = 256
-SEQUENCES_PER_PASS = 32
+SEQUENCES_PER_PASS = 64
 
 
 class Florence2Grounder:
@@ -53,18 +61,36 @@ class Florence2Grounder:
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
+        self.max_new_tokens = max_new_tokens
         self.device = select_device(device)
         self._dtype = autocast_dtype(precision, self.device)
         self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
         self._tokenizer = tokenizer
         self._processor = image_processor
         self._first_location_id: Any = tokenizer.convert_tokens_to_ids("<loc_0>")
+        language = self._model.model.language_model
+        towers = (self._model.model.vision_tower, self._model.model.multi_modal_projector)
+        cast_weights([*towers, language.encoder, language.decoder], self._dtype)
         self._model.lm_head = _FullPrecisionHead(self._model.lm_head)
 
     @classmethod
-    def load(cls, folder: Path, *, device: str | None = None, precision: Precision = "auto") -> Florence2Grounder:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Florence2Grounder:
         """Load a checkpoint folder in transformers layout (config, weights, tokenizer, image preprocessor).
+
+        Args:
+            folder: The checkpoint.
+            device: Such as "cuda:1"; by default the best one there is.
+            precision: "auto", "bf16", "fp16" or "fp32".
+            max_new_tokens: Longest answer to one prompt; four tokens a box.
 
         Raises:
             CheckpointError: A file is damaged, or a tensor is missing, unexpected or of another shape.
@@ -78,6 +104,7 @@ class Florence2Grounder:
             load_image_processor(folder),
             device=device,
             precision=precision,
+            max_new_tokens=max_new_tokens,
         )
 
     @torch.inference_mode()
@@ -94,13 +121,14 @@ class Florence2Grounder:
         if not pairs:
             return [Boxes.empty() for _ in images]
         asked = sorted({image for image, _ in pairs})
-        visual = self._encode_images([images[image] for image in asked])
-        texts = [self._cut(prompt) for prompt in prompts]
-        answers: list[Answer] = []
-        for start in range(0, len(pairs), SEQUENCES_PER_PASS):
-            chunk = pairs[start : start + SEQUENCES_PER_PASS]
-            image_index = torch.tensor([asked.index(image) for image, _ in chunk], device=self.device)
-            answers += self._answer(visual[image_index], [texts[prompt] for _, prompt in chunk])
+        with gpu_stage("Florence-2", self.device):
+            visual = self._encode_images([images[image] for image in asked])
+            texts = [self._cut(prompt) for prompt in prompts]
+            answers: list[Answer] = []
+            for start in range(0, len(pairs), SEQUENCES_PER_PASS):
+                chunk = pairs[start : start + SEQUENCES_PER_PASS]
+                image_index = torch.tensor([asked.index(image) for image, _ in chunk], device=self.device)
+                answers += self._answer(visual[image_index], [texts[prompt] for _, prompt in chunk])
         return list(_boxes_per_image(images, pairs, answers))
 
     def _encode_images(self, images: Sequence[RGBImage]) -> torch.Tensor:
@@ -139,7 +167,7 @@ class Florence2Grounder:
             output: Any = self._model.generate(
                 encoder_outputs=encoded,
                 attention_mask=attention_mask,
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=self.max_new_tokens,
                 num_beams=1,
                 do_sample=False,
                 output_logits=True,

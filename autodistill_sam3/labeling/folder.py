@@ -22,10 +22,14 @@ from autodistill_sam3.images import RGBImage, has_image_suffix, is_plain_rgb_fil
 from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.names import SourceImage
 from autodistill_sam3.labeling.records import SPLITS, Split
-from autodistill_sam3.layout import DATA_YAML, JOURNAL, QUARANTINE, REPORT, REVIEW, RUN
+from autodistill_sam3.layout import DATA_YAML, JOURNAL, QUARANTINE, REPORT, REVIEW, RUN, SHARDS, TIMES
 from autodistill_sam3.whole_files import PART, replacing
 
 _LOCK = ".lock"
+
+
+class BusyError(OutputFolderError):
+    """Another run is at work in the folder."""
 
 
 @contextlib.contextmanager
@@ -53,6 +57,7 @@ def claimed(output: Path, run: dict[str, Any], *, overwrite: bool) -> Iterator[d
     with _locked(output):
         earlier = read_run(output)
         if earlier is not None and (overwrite or earlier.get("is_being_removed")):
+            check_idle(output)
             with _writable(output):
                 _remove_run(output, earlier)
             earlier = None
@@ -71,11 +76,50 @@ def check_settings(output: Path, earlier: dict[str, Any], settings: dict[str, An
     Raises:
         OutputFolderError: They differ; the message says in what.
     """
-    if difference := _difference(_flat(earlier.get("settings")), _flat(settings)):
+    if difference := settings_difference(earlier, settings):
         raise OutputFolderError(
             f"{output} holds a dataset made with other settings:\n{difference}\n"
             "Choose another folder, or pass overwrite=True (--overwrite) to start anew."
         )
+
+
+def settings_difference(run: dict[str, Any], settings: dict[str, Any]) -> str:
+    """In what settings differ from those of `run.json`, a line each; nothing if they are equal."""
+    return _difference(_flat(run.get("settings")), _flat(settings))
+
+
+def check_merged(output: Path) -> None:
+    """Refuse to label a dataset of which shards are at work, or finished and not merged.
+
+    Raises:
+        OutputFolderError: There are shards.
+    """
+    if (output / SHARDS).exists():
+        raise OutputFolderError(
+            f"Expected a dataset without shards, received {output}, of which some are at work or not merged. Finish "
+            "them as they were begun (--gpus, --shard or --engine ray) and merge them (`autodistill-sam3 merge`), or "
+            "pass overwrite=True (--overwrite) to start anew."
+        )
+
+
+def is_busy(output: Path) -> bool:
+    """Whether a run is at work in a folder."""
+    try:
+        with _locked(output):
+            return False
+    except BusyError:
+        return True
+
+
+def check_idle(output: Path) -> None:
+    """Refuse to go on while a worker labels a shard of the dataset.
+
+    Raises:
+        OutputFolderError: One does.
+    """
+    for part in sorted((output / SHARDS).glob("*.part")):
+        with _locked(part):
+            pass
 
 
 def check_apart(output: Path, searched: Path | None, images: Iterable[SourceImage]) -> None:
@@ -100,29 +144,40 @@ def make_splits(output: Path, splits: Sequence[Split]) -> None:
         (output / split / "images").mkdir(parents=True, exist_ok=True)
 
 
-def place_image(source: SourceImage, stem: str, pixels: RGBImage, split_folder: Path) -> str:
-    """Put an image into a split: byte for byte if every reader sees it as we do, else as a lossless upright PNG.
+def is_copied(source: SourceImage) -> bool:
+    """Whether the dataset gets a copy of a file, which every reader sees as we do, and not a PNG of its pixels."""
+    return has_image_suffix(source.path) and is_plain_rgb_file(source.path)
 
-    Returns:
-        Its file name.
+
+def image_name(source: SourceImage, stem: str, *, copied: bool) -> str:
+    """An image's name in the dataset."""
+    return stem + source.path.suffix if copied else f"{stem}.png"
+
+
+def place_image(source: SourceImage, name: str, pixels: RGBImage | None, split_folder: Path, part: str = PART) -> None:
+    """Put an image into a split: byte for byte, or these pixels as a lossless PNG.
+
+    Args:
+        source: The image.
+        name: Its name in the dataset.
+        pixels: Upright RGB, or None for a copy.
+        split_folder: The split's folder.
+        part: The name of the file until it is complete.
     """
-    if has_image_suffix(source.path) and is_plain_rgb_file(source.path):
-        name = stem + source.path.suffix
-        with replacing(split_folder / "images" / name, "wb") as file, source.path.open("rb") as original:
-            shutil.copyfileobj(original, file)
-    else:
-        name = f"{stem}.png"
-        with replacing(split_folder / "images" / name, "wb") as file:
+    with replacing(split_folder / "images" / name, "wb", part=part) as file:
+        if pixels is None:
+            with source.path.open("rb") as original:
+                shutil.copyfileobj(original, file)
+        else:
             Image.fromarray(pixels).save(file, format="PNG")
-    return name
 
 
-def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+def write_files(folder: Path, contents: dict[str, bytes], part: str = PART) -> None:
     """Write files given by their path below a folder."""
     for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, "wb") as file:
+        with replacing(path, "wb", part=part) as file:
             file.write(content)
 
 
@@ -210,9 +265,7 @@ def _locked(output: Path) -> Iterator[None]:
         with _writable(output):
             lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise OutputFolderError(
-            f"Another run is at work in {output}. Wait for it to end, or choose another folder."
-        ) from error
+        raise BusyError(f"Another run is at work in {output}. Wait for it to end, or choose another folder.") from error
     try:
         yield
     finally:
@@ -243,7 +296,7 @@ def _remove_run(output: Path, run: dict[str, Any]) -> None:
         json.dump(run | {"is_being_removed": True}, file, indent=2)
     has_test = run.get("settings", {}).get("split", {}).get("test_share")
     splits = [split for split in SPLITS if split != "test" or has_test]
-    for name in (JOURNAL, *splits, REVIEW, DATA_YAML, QUARANTINE, REPORT, PART, RUN):
+    for name in (JOURNAL, SHARDS, *splits, REVIEW, DATA_YAML, QUARANTINE, REPORT, TIMES, PART, RUN):
         path = output / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

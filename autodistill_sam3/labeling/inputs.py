@@ -54,6 +54,16 @@ def find_images(source: ImagesInput, extension: str | None = None, *, recursive:
     return images
 
 
+def has_at_least(count: int, source: ImagesInput, extension: str | None = None, *, recursive: bool = False) -> bool:
+    """Whether an input has so many images; no more than that are looked for."""
+    suffix = _as_suffix(extension) if extension else None
+
+    def is_wanted(name: str) -> bool:
+        return name.lower().endswith(suffix) if suffix else has_image_suffix(Path(name))
+
+    return sum(1 for _ in itertools.islice(_listed(source, recursive, is_wanted), count)) == count
+
+
 def input_root(source: ImagesInput) -> Path | None:
     """The folder that an input's names are relative to; None for a list."""
     if not isinstance(source, (str, Path)):

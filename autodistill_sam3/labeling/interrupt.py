@@ -13,10 +13,16 @@ logger = logging.getLogger("autodistill_sam3")
 
 
 class Interruption:
-    """Whether Ctrl-C was pressed."""
+    """Whether Ctrl-C was pressed.
+
+    Attributes:
+        is_wanted: It was.
+        is_urgent: It was, twice.
+    """
 
     def __init__(self) -> None:
         self.is_wanted = False
+        self.is_urgent = False
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if it was."""
@@ -38,6 +44,7 @@ def interruptible() -> Iterator[Interruption]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if interruption.is_wanted:
+            interruption.is_urgent = True
             signal.default_int_handler(number, frame)
         interruption.is_wanted = True
         logger.warning("Stopping after the images in flight; what is finished stays. Ctrl-C again stops at once.")

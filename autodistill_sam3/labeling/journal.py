@@ -68,9 +68,14 @@ class Journal:
     def __getitem__(self, source: str) -> Entry:
         return self._entries[source]
 
-    def append(self, record: ImageRecord) -> None:
-        """Write a record and wait until it is on the disk."""
-        self._note(self._append(record), record)
+    def append(self, record: ImageRecord, *, wait: bool = True) -> None:
+        """Write a record, and wait until it is on the disk."""
+        self._note(self._append(record, wait=wait), record)
+
+    def wait(self) -> None:
+        """Wait until all records are on the disk."""
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
 
     def begin(self, images: Sequence[tuple[str, Split, str]]) -> None:
         """Note that files of these images, (source, split, stem) each, are about to be written."""
@@ -124,12 +129,19 @@ class Journal:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
-                self._note(end, self._parse(line, number))
+                try:
+                    parsed = self._parse(line, number)
+                except LabelingError:
+                    # A power cut may take any lines of the last batch, whose images are labelled again; see `wait`.
+                    if self.pending and not any(b'"event"' in later for later in file):
+                        break
+                    raise
+                self._note(end, parsed)
                 end += len(line)
         if end < self.path.stat().st_size:
             os.truncate(self.path, end)
 
-    def _append(self, line: Any) -> int:
+    def _append(self, line: Any, *, wait: bool = True) -> int:
         """Where the line begins."""
         # Unbuffered: a buffer that a full disk did not take would be written again when the file is closed.
         with self.path.open("ab", buffering=0) as file:
@@ -138,7 +150,8 @@ class Journal:
             try:
                 while rest:
                     rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
+                if wait:
+                    os.fsync(file.fileno())
             except OSError:
                 # What the disk did take; the next line would be glued to it.
                 file.truncate(start)

@@ -7,7 +7,9 @@ be, and a part is left out where its bridge would spoil more than the part is wo
 
 from __future__ import annotations
 
+import functools
 import heapq
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,10 @@ _MAX_RINGS = 10_000
 # For so few parts, and points, looking at each pair of points is faster than looking at each pixel.
 _FEW_PARTS = 8
 _FEW_PAIRS_PER_PIXEL = 3
+# Larger masks are looked at in cells of several pixels.
+_CELLS = 2**15
+# Each mask is walked around twice, for its polygon's IoU and for the polygon, with those of its image in between.
+_WALKS_KEPT = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,19 @@ def closed_walk(mask: npt.NDArray[np.bool_]) -> Pixels:
         >>> closed_walk(np.array([[True, True, False, True]])).tolist()
         [[0, 0], [1, 0], [3, 0], [1, 0]]
     """
-    found, hierarchy = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return _closed_walk(np.packbits(mask).tobytes(), mask.shape)
+
+
+@functools.lru_cache(maxsize=_WALKS_KEPT)
+def _closed_walk(packed: bytes, shape: tuple[int, ...]) -> Pixels:
+    walk = _walk_around(np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).reshape(shape))
+    walk.setflags(write=False)
+    return walk
+
+
+def _walk_around(pixels: npt.NDArray[np.uint8]) -> Pixels:
+    mask = pixels.view(np.bool_)
+    found, hierarchy = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     contours = [np.asarray(contour, dtype=np.int32).reshape(-1, 2) for contour in found]
     if len(contours) == 1:
         return contours[0]
@@ -170,19 +188,23 @@ def _nearest_in_pairs(rings: _Rings) -> _Links:
 
 
 def _nearest_of_neighbours(rings: _Rings, shape: tuple[int, ...]) -> _Links:
-    """Near points of each two parts that share a border, where every pixel belongs to the part nearest to it."""
-    place = rings.points[:, 1] * np.int64(shape[1]) + rings.points[:, 0]
-    field = np.ones(shape, dtype=np.uint8)
+    """Near points of each two parts that share a border, where every cell belongs to the part nearest to it."""
+    side = max(1, math.isqrt(shape[0] * shape[1] // _CELLS))
+    height, width = (-(-length // side) for length in shape)
+    place = (rings.points[:, 1] // side) * np.int64(width) + rings.points[:, 0] // side
+    field = np.ones((height, width), dtype=np.uint8)
     field.ravel()[place] = 0
     _, labels = cv2.distanceTransformWithLabels(field, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     point_of_label = np.zeros(labels.max() + 1, dtype=np.int64)
     point_of_label[labels.ravel()[place]] = np.arange(len(place))
     nearest = point_of_label[labels]
-    part = rings.part[rings.ring][nearest]
-    across, down = part[:, 1:] != part[:, :-1], part[1:] != part[:-1]
-    one = np.concatenate([nearest[:, :-1][across], nearest[:-1][down]])
-    other = np.concatenate([nearest[:, 1:][across], nearest[1:][down]])
-    pair = np.sort(rings.part[rings.ring[np.column_stack([one, other])]], axis=1) @ [rings.parts, 1]
+    part = rings.part[rings.ring]
+    # Within a cell one point stands for the others, and is their neighbour.
+    shared = np.flatnonzero(part != part[nearest.ravel()[place]])
+    across, down = part[nearest[:, 1:]] != part[nearest[:, :-1]], part[nearest[1:]] != part[nearest[:-1]]
+    one = np.concatenate([nearest[:, :-1][across], nearest[:-1][down], shared])
+    other = np.concatenate([nearest[:, 1:][across], nearest[1:][down], nearest.ravel()[place[shared]]])
+    pair = np.sort(part[np.column_stack([one, other])], axis=1) @ [rings.parts, 1]
     order = np.lexsort((_distances(rings.points[one], rings.points[other]), pair))
     order = order[np.unique(pair[order], return_index=True)[1]]
     return np.column_stack([one[order], other[order]])

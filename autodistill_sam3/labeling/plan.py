@@ -34,6 +34,7 @@ class LabelingPlan:
         plot: Write review sheets.
         overwrite: Start anew even if there is an earlier run's dataset.
         progress: Show a progress bar.
+        on_gpu: The model runs on a GPU, which is not to wait for what is computed from its answers.
 
     Raises:
         SettingError: A value is out of its range.
@@ -55,6 +56,7 @@ class LabelingPlan:
     plot: bool = False
     overwrite: bool = False
     progress: bool = True
+    on_gpu: bool = False
 
     def __post_init__(self) -> None:
         check_formats(self.formats)

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import logging
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class Left:
 
     stems: dict[str, str]
     earlier: dict[str, Entry]
+
+    def of(self, names: AbstractSet[str]) -> Left:
+        """What is left of these images."""
+        return Left({name: stem for name, stem in self.stems.items() if name in names}, self.earlier)
 
 
 def what_is_left(
@@ -123,7 +128,9 @@ def _is_outdated(image: SourceImage, journal: Journal, output: Path, per_image: 
 def _put_back(image: SourceImage, entry: Entry, output: Path) -> None:
     """Copy an image into the dataset again."""
     with contextlib.suppress(ImageError):
-        folder.place_image(image, Path(entry.file).stem, load_image(image.path), output / entry.split)
+        pixels, copied = load_image(image.path), folder.is_copied(image)
+        name = folder.image_name(image, Path(entry.file).stem, copied=copied)
+        folder.place_image(image, name, None if copied else pixels, output / entry.split)
 
 
 def _edited(record: ImageRecord, output: Path, per_image: PerImage) -> Path | None:

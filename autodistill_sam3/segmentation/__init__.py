@@ -1,5 +1,6 @@
 """Images -> features; features and prompts -> instances; features and boxes -> instances."""
 
+from autodistill_sam3.segmentation.compiling import can_compile
 from autodistill_sam3.segmentation.loading import (
     DEFAULT_BACKEND,
     Backend,
@@ -14,6 +15,7 @@ __all__ = [
     "Backend",
     "Segmenter",
     "TextResult",
+    "can_compile",
     "check_backend",
     "load_segmenter",
     "segmenter_identity",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from autodistill_sam3.devices import full_precision
-from autodistill_sam3.segmentation.detector import LEVELS, VisionFeatures
+from autodistill_sam3.segmentation.vision import LEVELS, VisionFeatures
 
 if TYPE_CHECKING:
     from transformers import Sam3VideoModel

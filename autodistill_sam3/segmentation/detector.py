@@ -11,31 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.nn.functional import interpolate, pad
 from torchvision.ops import box_convert
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
-from autodistill_sam3.devices import full_precision
+from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, plain
 
 if TYPE_CHECKING:
     from transformers import Sam3Model
 
-# The necks of SAM 3 make a fourth level that nothing reads; those of SAM 3.1 do not.
-LEVELS = 3
-
-
-@dataclass(frozen=True, eq=False)
-class VisionFeatures:
-    """What the vision encoder says of B images.
-
-    Attributes:
-        last_hidden_state: (B, g*g, C_vit), the ViT's output on a g x g grid.
-        levels: The detector neck's maps, finest first: (B, C, 4g, 4g), (B, C, 2g, 2g), (B, C, g, g).
-        positions: Their position encodings, same shapes.
-    """
-
-    last_hidden_state: torch.Tensor
-    levels: tuple[torch.Tensor, ...]
-    positions: tuple[torch.Tensor, ...]
+# Pairs that go through the mask head at a time, always as many: a compiled function serves one shape.
+MASK_PAIRS_PER_PASS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +37,26 @@ class Prompts:
     features: torch.Tensor
     mask: torch.Tensor
 
-    def __getitem__(self, index: torch.Tensor) -> Prompts:
+    def __getitem__(self, index: torch.Tensor | slice) -> Prompts:
         return Prompts(self.features[index], self.mask[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """What every prompt needs of B images, computed once.
+
+    Attributes:
+        geometry: The geometry encoder's tokens.
+        attended: (B, g*g, C), the coarsest level after the first self-attention of the detector's encoder, which no
+            prompt takes part in.
+        positions: (1, g*g, C), position encodings.
+        grid_hw: Height and width of the grid.
+    """
+
+    geometry: Prompts
+    attended: torch.Tensor
+    positions: torch.Tensor
+    grid_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,20 +79,20 @@ class QueryOutput:
     encoder_hidden_states: torch.Tensor
     prompts: Prompts
 
+    def __getitem__(self, pairs: slice) -> QueryOutput:
+        return QueryOutput(
+            self.logits[pairs],
+            self.presence_logits[pairs],
+            self.boxes_xyxy[pairs],
+            self.hidden_states[pairs],
+            self.encoder_hidden_states[pairs],
+            self.prompts[pairs],
+        )
+
     @property
     def scores(self) -> torch.Tensor:
         """(N, Q) ``float32``, probability that the prompt is present times that the query is an instance of it."""
         return self.logits.sigmoid() * self.presence_logits.sigmoid()[:, None]
-
-
-def encode_images(detector: Sam3Model, pixel_values: torch.Tensor) -> VisionFeatures:
-    """One pass of ViT and detector neck over (B, 3, S, S) normalised pixels."""
-    output = detector.get_vision_features(pixel_values=pixel_values)
-    return VisionFeatures(
-        output.last_hidden_state,
-        tuple(output.fpn_hidden_states[:LEVELS]),
-        tuple(output.fpn_position_encoding[:LEVELS]),
-    )
 
 
 def encode_texts(detector: Sam3Model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Prompts:
@@ -96,68 +101,159 @@ def encode_texts(detector: Sam3Model, input_ids: torch.Tensor, attention_mask: t
     return Prompts(output.pooler_output, attention_mask.bool())
 
 
-def geometry_tokens(detector: Sam3Model, vision: VisionFeatures) -> Prompts:
-    """The geometry encoder's tokens for B images when no exemplar box is given: its CLS token and one padding."""
-    batch, device = len(vision.last_hidden_state), vision.last_hidden_state.device
-    # Two tokens cost nothing, and transformers' RoI pooling mixes fp16 into bf16, which autocast on a CPU refuses.
-    with full_precision(device):
-        output = detector.geometry_encoder(
-            box_embeddings=torch.zeros(batch, 1, 4, device=device),
-            box_mask=torch.zeros(batch, 1, dtype=torch.bool, device=device),
-            box_labels=torch.zeros(batch, 1, dtype=torch.long, device=device),
-            img_feats=[level.float() for level in vision.levels],
-            img_pos_embeds=[position.float() for position in vision.positions],
+def image_tokens(detector: Any, coarse: torch.Tensor, positions: torch.Tensor, faster: Faster = plain) -> ImageTokens:
+    """What every prompt needs of B images.
+
+    Args:
+        detector: The model.
+        coarse: The coarsest level, (B, C, g, g).
+        positions: Its position encodings, (1, C, g, g).
+        faster: What wraps the functions that are worth compiling.
+    """
+    tokens, places = (level.flatten(2).transpose(1, 2) for level in (coarse, positions))
+    attended = faster(attend_within)(detector.detr_encoder.layers[0], tokens, places)
+    height, width = positions.shape[-2:]
+    geometry = Prompts(*faster(geometry_tokens)(detector.geometry_encoder, tokens, places))
+    return ImageTokens(geometry, attended, places, (height, width))
+
+
+def geometry_tokens(encoder: Any, tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The geometry encoder's token of B images when no exemplar box is given, its CLS token.
+
+    Args:
+        encoder: The geometry encoder.
+        tokens: The coarsest level, (B, g*g, C).
+        positions: Its position encodings, (1, g*g, C).
+
+    Returns:
+        The token (B, 1, C) and its mask (B, 1).
+    """
+    token = encoder.prompt_layer_norm(encoder.final_proj(encoder.cls_embed.weight)).expand(tokens.shape[0], 1, -1)
+    for layer in encoder.layers:
+        token = layer(
+            prompt_feats=token,
+            vision_feats=tokens,
+            vision_pos_encoding=positions.expand(tokens.shape[0], -1, -1),
+            prompt_mask=None,
         )
-    return Prompts(output.last_hidden_state, output.attention_mask.bool())
+    token = encoder.output_layer_norm(token)
+    return token, torch.ones_like(token[..., 0], dtype=torch.bool)
 
 
 def detect(
-    detector: Sam3Model, vision: VisionFeatures, image_index: torch.Tensor, texts: Prompts, geometry: Prompts
+    detector: Sam3Model, image_index: torch.Tensor, texts: Prompts, images: ImageTokens, faster: Faster = plain
 ) -> QueryOutput:
     """Run the DETR encoder and decoder for N (image, prompt) pairs.
 
     Args:
         detector: The model.
-        vision: Features of B images.
         image_index: (N,) which image each pair belongs to.
         texts: Text embeddings of the N pairs.
-        geometry: Geometry tokens of the B images.
+        images: Of the B images.
+        faster: What wraps the functions that are worth compiling.
     """
-    tokens = geometry[image_index]
+    tokens = images.geometry[image_index]
     prompts = Prompts(
         torch.cat([texts.features, tokens.features.to(texts.features.dtype)], dim=1),
         torch.cat([texts.mask, tokens.mask], dim=1),
     )
-    encoded = detector.detr_encoder(
-        vision_features=[vision.levels[-1][image_index]],
-        text_features=prompts.features,
-        vision_pos_embeds=[vision.positions[-1][image_index]],
-        text_mask=prompts.mask,
-    )
-    decoded = detector.detr_decoder(
-        vision_features=encoded.last_hidden_state,
-        text_features=encoded.text_features,
-        vision_pos_encoding=encoded.pos_embeds_flattened,
-        text_mask=prompts.mask,
-        spatial_shapes=encoded.spatial_shapes,
-    )
-    return _read_queries(detector, encoded, decoded, prompts)
+    first, *others = detector.detr_encoder.layers
+    hidden_states = faster(attend_to_prompts)(first, images.attended[image_index], prompts.features, prompts.mask)
+    layer_function = faster(encoder_layer)
+    for layer in others:
+        hidden_states = layer_function(layer, hidden_states, images.positions, prompts.features, prompts.mask)
+    return _decode(detector, hidden_states, images, prompts, faster)
 
 
-def _read_queries(detector: Sam3Model, encoded: Any, decoded: Any, prompts: Prompts) -> QueryOutput:
-    """Logits and boxes of the last decoder layer."""
-    hidden_states = decoded.intermediate_hidden_states[-1]
-    offsets = detector.detr_decoder.box_head(hidden_states)
-    boxes_cxcywh = (inverse_sigmoid(decoded.reference_boxes[-1]) + offsets).sigmoid()
+def attend_within(layer: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The self-attention of an encoder layer over (N, g*g, C) image tokens."""
+    normed = layer.layer_norm1(tokens)
+    placed = normed + positions
+    attended: torch.Tensor = layer.self_attn(query=placed, key=placed, value=normed)[0]
+    return attended + tokens
+
+
+def attend_to_prompts(layer: Any, tokens: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The rest of an encoder layer: attention to (N, T, C) prompt tokens with their (N, T) mask, and the MLP."""
+    attended = layer.cross_attn(
+        query=layer.layer_norm2(tokens), key=features, value=features, attention_mask=mask[:, None, None]
+    )[0]
+    tokens = attended + tokens
+    output: torch.Tensor = layer.mlp(layer.layer_norm3(tokens)) + tokens
+    return output
+
+
+def encoder_layer(
+    layer: Any, tokens: torch.Tensor, positions: torch.Tensor, features: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """One layer of the DETR encoder."""
+    return attend_to_prompts(layer, attend_within(layer, tokens, positions), features, mask)
+
+
+def decoder_layer(
+    decoder: Any,
+    layer: Any,
+    state: tuple[torch.Tensor, torch.Tensor],
+    image: tuple[torch.Tensor, torch.Tensor],
+    prompts: tuple[torch.Tensor, torch.Tensor],
+    grid_hw: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One layer of the DETR decoder with the refinement of its boxes.
+
+    Args:
+        decoder: The decoder, whose heads all layers share.
+        layer: The layer.
+        state: Hidden states (N, 1 + Q, C), the presence token first, and boxes (N, Q, 4), cxcywh in 0..1.
+        image: Encoder output (N, g*g, C) and position encodings (1, g*g, C).
+        prompts: Prompt tokens (N, T, C) and their mask (N, T).
+        grid_hw: Height and width of the grid.
+
+    Returns:
+        Hidden states, boxes, and hidden states of the queries for the heads, (N, Q, C).
+    """
+    hidden_states, boxes = state
+    features, mask = prompts
+    # The presence token looks at all of the image alike.
+    bias = pad(decoder._get_rpb_matrix(boxes, grid_hw), (0, 0, 1, 0))
+    hidden_states = layer(
+        hidden_states,
+        query_pos=decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes)),
+        text_features=features,
+        vision_features=image[0],
+        vision_pos_encoding=image[1],
+        text_cross_attn_mask=mask[:, None, None],
+        vision_cross_attn_mask=bias,
+    )
+    queries = decoder.output_layer_norm(hidden_states[:, 1:])
+    return hidden_states, (decoder.box_head(queries) + inverse_sigmoid(boxes)).sigmoid(), queries
+
+
+def _decode(
+    detector: Sam3Model, encoded: torch.Tensor, images: ImageTokens, prompts: Prompts, faster: Faster
+) -> QueryOutput:
+    """All layers of the decoder; of the heads, the last layer's alone count."""
+    decoder: Any = detector.detr_decoder
+    pairs = len(encoded)
+    start = torch.cat([decoder.presence_token.weight, decoder.query_embed.weight]).expand(pairs, -1, -1)
+    state = start, decoder.reference_points.weight.sigmoid().expand(pairs, -1, -1)
+    layer_function = faster(decoder_layer)
+    queries = state[0]
+    for layer in decoder.layers:
+        *refined, queries = layer_function(
+            decoder, layer, state, (encoded, images.positions), (prompts.features, prompts.mask), images.grid_hw
+        )
+        state = refined[0], refined[1]
+    limit = decoder.clamp_presence_logit_max_val
+    presence = decoder.presence_head(decoder.presence_layer_norm(state[0][:, :1])).clamp(-limit, limit)
     logits = detector.dot_product_scoring(
-        decoder_hidden_states=hidden_states[None], text_features=encoded.text_features, text_mask=prompts.mask
+        decoder_hidden_states=queries[None], text_features=prompts.features, text_mask=prompts.mask
     )
     return QueryOutput(
         logits=logits[0, ..., 0].float(),
-        presence_logits=decoded.presence_logits[-1][:, 0].float(),
-        boxes_xyxy=box_convert(boxes_cxcywh.float(), "cxcywh", "xyxy"),
-        hidden_states=hidden_states,
-        encoder_hidden_states=encoded.last_hidden_state,
+        presence_logits=presence[:, 0, 0].float(),
+        boxes_xyxy=box_convert(state[1].float(), "cxcywh", "xyxy"),
+        hidden_states=queries,
+        encoder_hidden_states=encoded,
         prompts=prompts,
     )
 
@@ -168,6 +264,7 @@ def mask_logits(
     image_index: torch.Tensor,
     queries: QueryOutput,
     keep: torch.Tensor,
+    faster: Faster = plain,
 ) -> torch.Tensor:
     """Mask logits of chosen queries; pairs without one cost nothing.
 
@@ -177,26 +274,78 @@ def mask_logits(
         image_index: (N,) which image each pair belongs to.
         queries: The detector's output for the N pairs.
         keep: (N, Q) ``bool``, the queries wanted.
+        faster: What wraps the functions that are worth compiling.
 
     Returns:
         (K, 4g, 4g), in the order of `keep.nonzero()`.
     """
-    pairs = keep.any(dim=1).nonzero()[:, 0]
-    if not len(pairs):
-        size = vision.levels[0].shape[-2:]
-        return queries.logits.new_zeros(0, *size)
-    kept = keep[pairs]
-    # Gather each pair's queries to the front; the rest of the row is padding and is dropped again below.
-    order = kept.int().argsort(dim=1, descending=True, stable=True)[:, : int(kept.sum(dim=1).max())]
-    rows = torch.arange(len(pairs), device=order.device)[:, None]
-    images = image_index[pairs]
-    prompts = queries.prompts[pairs]
-    output = detector.mask_decoder(
-        decoder_queries=queries.hidden_states[pairs][rows, order],
-        backbone_features=[level[images] for level in vision.levels],
-        encoder_hidden_states=queries.encoder_hidden_states[pairs],
-        prompt_features=prompts.features,
-        prompt_mask=prompts.mask,
-    )
-    selected: torch.Tensor = output.pred_masks[kept[rows, order]]
-    return selected
+    decoder: Any = detector.mask_decoder
+    embed = faster(pixel_embeddings)
+    weights, offsets = _mask_weights(decoder, queries.hidden_states[keep])
+    counts = {pair: count for pair, count in enumerate(keep.sum(dim=1).tolist()) if count}
+    found, done = [queries.logits.new_zeros(0, *vision.levels[0].shape[-2:])], 0
+    wanted = list(counts)
+    for start in range(0, len(wanted), MASK_PAIRS_PER_PASS):
+        chunk = wanted[start : start + MASK_PAIRS_PER_PASS]
+        # Padded with pairs that are there anyway.
+        pairs = torch.tensor((chunk * MASK_PAIRS_PER_PASS)[:MASK_PAIRS_PER_PASS], device=keep.device)
+        tokens, prompts = queries.encoder_hidden_states[pairs], queries.prompts[pairs]
+        pixels = embed(decoder, vision.levels[:-1], image_index[pairs], tokens, (prompts.features, prompts.mask))
+        for place, pair in enumerate(chunk):
+            own = slice(done, done + counts[pair])
+            found.append(torch.einsum("qc,chw->qhw", weights[own], pixels[place]) + offsets[own, None, None])
+            done += counts[pair]
+    return torch.cat(found)
+
+
+def pixel_embeddings(
+    decoder: Any,
+    levels: tuple[torch.Tensor, ...],
+    image_index: torch.Tensor,
+    encoded: torch.Tensor,
+    prompts: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """What the mask head makes of the pixels of N pairs, but for its last projection: (N, C, 4g, 4g).
+
+    Args:
+        decoder: The mask head.
+        levels: The detector neck's finer maps of B images, (B, C, 4g, 4g) and (B, C, 2g, 2g).
+        image_index: (N,) which image each pair belongs to.
+        encoded: Encoder output (N, g*g, C), which takes the coarsest level's place.
+        prompts: Prompt tokens (N, T, C) and their mask (N, T) ``bool``.
+    """
+    features, mask = prompts
+    attended = decoder.prompt_cross_attn(
+        query=decoder.prompt_cross_attn_norm(encoded), key=features, value=features, attention_mask=mask[:, None, None]
+    )[0]
+    grid = levels[-1].shape[-2] // 2, levels[-1].shape[-1] // 2
+    coarse = (encoded + attended).transpose(1, 2).reshape(len(encoded), -1, *grid)
+    # A third convolution and norm are in checkpoints and have no level to go with.
+    stages = zip(reversed(levels), decoder.pixel_decoder.conv_layers, decoder.pixel_decoder.norms, strict=False)
+    pixels: torch.Tensor = coarse
+    for level, convolution, norm in stages:
+        finer = interpolate(pixels, size=level.shape[-2:], mode="nearest") + level[image_index]
+        pixels = _normalised(norm, convolution(finer)).relu()
+    return pixels
+
+
+def _normalised(norm: nn.GroupNorm, pixels: torch.Tensor) -> torch.Tensor:
+    """Group normalisation of (N, C, h, w) by sums over columns, which a GPU reads three times as fast as groups."""
+    values = pixels.float()
+    groups = (len(values), norm.num_groups, -1)
+    mean, square = (sums.view(groups).mean(dim=2) for sums in (values.mean(dim=(2, 3)), (values**2).mean(dim=(2, 3))))
+    scale = (square - mean**2 + norm.eps).rsqrt()[..., None] * norm.weight.view(groups[1:])
+    shift = norm.bias.view(groups[1:]) - mean[..., None] * scale
+    scale, shift = (each.reshape(len(values), -1, 1, 1) for each in (scale, shift))
+    return (values * scale + shift).to(pixels.dtype)
+
+
+def _mask_weights(decoder: Any, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K, C) queries -> what to multiply pixels by, (K, C), and what to add, (K,).
+
+    The head would project all pixels first, W p + b, and then multiply by each query q. As q (W p + b) = (q W) p + q b,
+    it is the few queries that are projected here.
+    """
+    embedded = decoder.mask_embedder(queries)
+    projection: nn.Conv2d = decoder.instance_projection
+    return embedded @ projection.weight.flatten(1), embedded @ projection.bias

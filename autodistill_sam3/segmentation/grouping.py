@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from autodistill_sam3.instances import Instances, Source, compact_masks
+from autodistill_sam3.instances import Instances, Source
 from autodistill_sam3.segmentation.checks import check_finite, finite
-from autodistill_sam3.segmentation.masks import upsample_logits
+from autodistill_sam3.segmentation.masks import upsampled_masks
 
 
 def group_by_image(
@@ -32,17 +32,16 @@ def group_by_image(
         CheckpointError: A score or a mask is not finite.
     """
     images, prompts = (values.cpu().numpy() for values in index)
-    values, low_resolution = finite(scores), logits.float().cpu().numpy()
+    if not len(images):
+        return
+    values = finite(scores)
     # The maximum is NaN if a logit is; minus infinity is what fp16 makes of a pixel that is surely not in the mask.
-    check_finite(low_resolution.max(initial=0))
+    check_finite(np.float32(logits.amax().item()))
     for image in np.unique(images):
-        hw = image_hw[image]
         members = np.flatnonzero(images == image)
-        upsampled = {int(member): upsample_logits(low_resolution[member], hw) for member in members}
-        crops = {member: crop for member, crop in upsampled.items() if crop is not None}
-        if crops:
-            kept = list(crops)
-            masks = compact_masks(crops.values(), hw)
+        masks, places = upsampled_masks(logits[torch.from_numpy(members).to(logits.device)], image_hw[image])
+        if places:
+            kept = members[places]
             yield int(image), Instances(masks, values[kept], prompts[kept].astype(np.int64), source)
 
 

@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
+import torch
+from supervision import CompactMask
+from torch.nn.functional import interpolate, pad
+
+from autodistill_sam3.instances import compact_masks, compact_masks_from_runs
+
+# Of masks in the image's size that are on a GPU at a time.
+_PIXELS_PER_PASS = 2**26
 
 Crop = tuple[npt.NDArray[np.bool_], int, int]
+
+
+def upsampled_masks(logits: torch.Tensor, image_hw: tuple[int, int]) -> tuple[CompactMask, list[int]]:
+    """Interpolate the mask logits of one image, or of images of one size, to its size and threshold them at 0.
+
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False) > 0`, as in SAM 3's post-processing
+    (`sam3/model/sam3_image_processor.py`). From a GPU come the runs of true pixels alone; on a CPU only what is around
+    positive logits is computed. The two agree but for pixels whose logit is within rounding of 0.
+
+    Args:
+        logits: (K, h, w), each covering the whole image.
+        image_hw: Height and width of the image in pixels.
+
+    Returns:
+        The masks that have at least one pixel, and their positions among the K.
+    """
+    if logits.is_cuda:
+        runs = mask_runs(logits, image_hw)
+        kept = [index for index, (starts, _) in enumerate(runs) if len(starts)]
+        return compact_masks_from_runs([runs[index] for index in kept], image_hw), kept
+    crops = {index: upsample_logits(mask, image_hw) for index, mask in enumerate(logits.float().numpy())}
+    found = {index: crop for index, crop in crops.items() if crop is not None}
+    return compact_masks(found.values(), image_hw), list(found)
+
+
+def mask_runs(
+    logits: torch.Tensor, image_hw: tuple[int, int]
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Starts and stops of the runs of true pixels of (K, h, w) logits in the image's size, read column by column."""
+    runs = []
+    size = image_hw[0] * image_hw[1]
+    for part in torch.split(logits, max(1, _PIXELS_PER_PASS // size)):
+        pixels = interpolate(part[:, None].float(), size=image_hw, mode="bilinear", align_corners=False)[:, 0] > 0
+        # With a false pixel on either side, so that every run has a start and a stop.
+        columns = pad(pixels.transpose(1, 2).reshape(len(part), size), (1, 1))
+        changes = (columns[:, 1:] != columns[:, :-1]).nonzero().cpu().numpy()
+        ends = np.searchsorted(changes[:, 0], np.arange(len(part) + 1))
+        edges = [changes[first:last, 1] for first, last in itertools.pairwise(ends)]
+        runs += [(edge[::2], edge[1::2]) for edge in edges]
+    return runs
 
 
 def upsample_logits(logits: npt.NDArray[np.float32], image_hw: tuple[int, int]) -> Crop | None:

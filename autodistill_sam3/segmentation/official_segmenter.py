@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,10 @@ class OfficialSegmenter:
         autocast_dtype(precision, select_device(device))
         model = build_official_model(tensors, bpe_path, code=code, with_boxes=with_boxes)
         return cls(model, device=device, precision=precision)
+
+    def compiled(self) -> Self:
+        """Itself: the official code's complex rotary embedding cannot be compiled."""
+        return self
 
     @torch.inference_mode()
     def encode(self, images: Sequence[RGBImage]) -> OfficialFeatures:

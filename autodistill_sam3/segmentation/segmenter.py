@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,10 @@ Features = TypeVar("Features")
 
 class Segmenter(Protocol[Features]):
     """SAM 3 behind one interface, whatever implements it. Works on batches, also of one, and keeps no results."""
+
+    def compiled(self) -> Self:
+        """The same segmenter, compiled for long runs where that can be done; itself where it cannot."""
+        ...
 
     def encode(self, images: Sequence[RGBImage]) -> Features:
         """One vision pass for a batch of images, RGB ``uint8`` (H, W, 3) of any sizes.

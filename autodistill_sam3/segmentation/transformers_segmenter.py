@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select_device
+from autodistill_sam3.devices import Precision, autocast, autocast_dtype, cast_weights, gpu_stage, select_device
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.segmentation.box_decoder import TrackerFeatures, decode_boxes, tracker_features
 from autodistill_sam3.segmentation.checks import check_boxes, check_thresholds, finite
+from autodistill_sam3.segmentation.compiling import can_compile, compiled
 from autodistill_sam3.segmentation.detector import (
     Prompts,
     QueryOutput,
-    VisionFeatures,
     detect,
-    encode_images,
     encode_texts,
-    geometry_tokens,
+    image_tokens,
     mask_logits,
 )
 from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
 from autodistill_sam3.segmentation.segmenter import TextResult
+from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, encode_images, plain, preprocess
 from autodistill_sam3.weights import clean_prompt, load_sam3, load_sam3_tokenizer, require_boxes
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("autodistill_sam3")
 
 MAX_PROMPT_TOKENS = 32
-PAIRS_PER_PASS = 16
+PAIRS_PER_PASS = 32
 BOXES_PER_PASS = 32
 
 _FULL_SIZE_PIXELS = 1008
@@ -76,16 +78,15 @@ class TransformersSegmenter:
         device: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        from transformers import Sam3ImageProcessor
-
         self.device = select_device(device)
         self._dtype = autocast_dtype(precision, self.device)
         self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
+        cast_weights(_computing_in_autocast(self._model), self._dtype)
+        self._faster: Faster = plain
         self._tokenizer = tokenizer
-        size = self._model.config.detector_config.image_size
-        self._processor = Sam3ImageProcessor(size={"height": size, "width": size})
+        self._image_size: int = self._model.config.detector_config.image_size
         self._texts: dict[str, Prompts] = {}
-        if self.device.type == "cpu" and size >= _FULL_SIZE_PIXELS:
+        if self.device.type == "cpu" and self._image_size >= _FULL_SIZE_PIXELS:
             logger.warning("Full-size SAM 3 on a CPU: expect tens of seconds per image; a GPU takes well under one.")
 
     @classmethod
@@ -119,16 +120,26 @@ class TransformersSegmenter:
         model = load_sam3(checkpoint, boxes=boxes)
         return cls(model, load_sam3_tokenizer(checkpoint, model, bpe_path), device=device, precision=precision)
 
+    def compiled(self) -> Self:
+        """This segmenter, with the same weights, running functions that `torch.compile` compiles when first needed.
+
+        Each size of a batch and each number of prompts is compiled apart: it repays itself in long runs.
+        """
+        if not can_compile(self.device):
+            return self
+        segmenter = copy.copy(self)
+        segmenter._faster = compiled
+        return segmenter
+
     @torch.inference_mode()
     def encode(self, images: Sequence[RGBImage]) -> ImageFeatures:
         """One ViT pass for a batch of RGB ``uint8`` images of any sizes; see `Segmenter.encode`."""
         if not images:
             return ImageFeatures(VisionFeatures(torch.zeros(0, device=self.device), (), ()), ())
-        pixels = self._processor(
-            images=list(images), return_tensors="pt", device=str(self.device), input_data_format="channels_last"
-        )["pixel_values"]
-        with autocast(self.device, self._dtype):
-            vision = encode_images(self._model.detector_model, pixels)
+        with gpu_stage("preprocess", self.device):
+            pixels = preprocess(images, self._image_size, self.device)
+        with gpu_stage("ViT", self.device), autocast(self.device, self._dtype):
+            vision = encode_images(self._model.detector_model, pixels, self._faster)
         return ImageFeatures(vision, tuple((image.shape[0], image.shape[1]) for image in images))
 
     @torch.inference_mode()
@@ -146,13 +157,16 @@ class TransformersSegmenter:
             # With the best score, which is NaN if any is, in one transfer.
             presence[rows, columns], _ = finite(torch.stack([queries.presence_logits.sigmoid(), scores.amax(dim=1)]))
             keep = scores > thresholds[prompt_index, None]
-            with autocast(self.device, self._dtype):
-                logits = mask_logits(self._model.detector_model, features.vision, image_index, queries, keep)
+            with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
+                logits = mask_logits(
+                    self._model.detector_model, features.vision, image_index, queries, keep, self._faster
+                )
             owner = keep.nonzero()[:, 0]
-            for image, part in group_by_image(
-                features.image_hw, "text", (image_index[owner], prompt_index[owner]), scores[keep], logits
-            ):
-                found[image].append(part)
+            with gpu_stage("masks", self.device):
+                for image, part in group_by_image(
+                    features.image_hw, "text", (image_index[owner], prompt_index[owner]), scores[keep], logits
+                ):
+                    found[image].append(part)
         return [
             TextResult(concatenate(parts, image_hw, "text"), presence[image])
             for image, (parts, image_hw) in enumerate(zip(found, features.image_hw, strict=True))
@@ -165,12 +179,13 @@ class TransformersSegmenter:
         check_boxes(features.image_hw, boxes)
         found: list[list[Instances]] = [[] for _ in features.image_hw]
         for chunk, logits, iou in self._decode_boxes(features, boxes):
-            for image, part in enumerate(chunk):
-                count = len(part)
-                scores = torch.from_numpy(part.scores).to(iou) * iou[image, :count]
-                indices = torch.full((count,), image), torch.from_numpy(part.prompt_index)
-                grouped = group_by_image(features.image_hw, "boxes", indices, scores, logits[image, :count])
-                found[image].extend(instances for _, instances in grouped)
+            with gpu_stage("masks", self.device):
+                for image, part in enumerate(chunk):
+                    count = len(part)
+                    scores = torch.from_numpy(part.scores).to(iou) * iou[image, :count]
+                    indices = torch.full((count,), image), torch.from_numpy(part.prompt_index)
+                    grouped = group_by_image(features.image_hw, "boxes", indices, scores, logits[image, :count])
+                    found[image].extend(instances for _, instances in grouped)
         return [concatenate(parts, hw, "boxes") for parts, hw in zip(found, features.image_hw, strict=True)]
 
     def _detect_pairs(
@@ -183,14 +198,21 @@ class TransformersSegmenter:
         texts = self._embed(prompts)
         image_index = torch.arange(images, device=self.device).repeat_interleave(len(prompts))
         prompt_index = torch.arange(len(prompts), device=self.device).repeat(images)
-        with autocast(self.device, self._dtype):
-            geometry = geometry_tokens(self._model.detector_model, features.vision)
-        for start in range(0, len(image_index), PAIRS_PER_PASS):
-            pairs = slice(start, start + PAIRS_PER_PASS)
-            chunk = image_index[pairs], prompt_index[pairs]
-            with autocast(self.device, self._dtype):
-                output = detect(self._model.detector_model, features.vision, chunk[0], texts[chunk[1]], geometry)
-            yield *chunk, output
+        with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
+            coarse, positions = features.vision.levels[-1], features.vision.positions[-1]
+            tokens = image_tokens(self._model.detector_model, coarse, positions, self._faster)
+        # Passes of one size, since each size is compiled apart; the last one is padded with what it begins with.
+        passes = math.ceil(len(image_index) / PAIRS_PER_PASS)
+        size = math.ceil(len(image_index) / passes)
+        for start in range(0, len(image_index), size):
+            pairs = slice(start, start + size)
+            count = len(image_index[pairs])
+            padded = torch.arange(start, start + size, device=self.device) % len(image_index)
+            with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
+                output = detect(
+                    self._model.detector_model, image_index[padded], texts[prompt_index[padded]], tokens, self._faster
+                )
+            yield image_index[pairs], prompt_index[pairs], output[:count]
 
     def _decode_boxes(
         self, features: ImageFeatures, boxes: Sequence[Boxes]
@@ -199,7 +221,7 @@ class TransformersSegmenter:
         longest = max((len(image_boxes) for image_boxes in boxes), default=0)
         if not longest:
             return
-        with autocast(self.device, self._dtype):
+        with gpu_stage("boxes", self.device), autocast(self.device, self._dtype):
             tracker: TrackerFeatures = tracker_features(self._model, features.vision)
         step = max(1, BOXES_PER_PASS // len(boxes))
         for start in range(0, longest, step):
@@ -207,7 +229,7 @@ class TransformersSegmenter:
             padded = np.zeros((len(boxes), max(len(part) for part in chunk), 4), dtype=np.float32)
             for row, part, (height, width) in zip(padded, chunk, features.image_hw, strict=True):
                 row[: len(part)] = part.xyxy / np.array([width, height, width, height], dtype=np.float32)
-            with autocast(self.device, self._dtype):
+            with gpu_stage("boxes", self.device), autocast(self.device, self._dtype):
                 logits, iou = decode_boxes(self._model, tracker, torch.from_numpy(padded).to(self.device))
             yield chunk, logits, iou
 
@@ -240,3 +262,20 @@ class TransformersSegmenter:
                     len(ids),
                     shorten(prompt, 80),
                 )
+
+
+def _computing_in_autocast(model: Any) -> list[torch.nn.Module | None]:
+    """The parts that are never asked to compute in full precision."""
+    detector, tracker = model.detector_model, model.tracker_model
+    return [
+        detector.vision_encoder,
+        detector.text_encoder,
+        detector.text_projection,
+        detector.geometry_encoder,
+        detector.detr_encoder,
+        detector.detr_decoder,
+        detector.dot_product_scoring,
+        detector.mask_decoder,
+        model.tracker_neck,
+        tracker.mask_decoder if tracker is not None else None,
+    ]

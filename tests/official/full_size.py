@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from autodistill_sam3.benchmark.random_sam3 import write_random_sam3
 from autodistill_sam3.convert import convert
 from autodistill_sam3.images import load_image
 from autodistill_sam3.instances import Boxes, Instances
@@ -86,15 +87,8 @@ def make_question(image: Array, seed: int) -> Question:
 
 
 def write_checkpoint(path: Path, bpe_path: Path) -> None:
-    """A random `sam3.pt` from the official video model, which holds both halves."""
-    builder = import_official()
-    torch.manual_seed(0)
-    with building(builder):
-        model = builder.build_sam3_video_model(
-            load_from_HF=False, checkpoint_path=None, bpe_path=str(bpe_path), device="cpu"
-        )
-    randomise(model, GAIN)
-    torch.save(model.state_dict(), path)
+    """A random `sam3.pt` in which no term is zero, of both halves."""
+    write_random_sam3(path, bpe_path, lambda model: randomise(model, GAIN))
 
 
 # The reference.

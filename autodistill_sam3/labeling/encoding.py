@@ -1,0 +1,205 @@
+"""What a model returned for an image -> its record and the content of its label files, here or in other processes.
+
+Beside a model on a GPU this must not run in threads of its process: each operation of the model lets go of Python's
+global lock, and would wait for it again whenever another thread computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import cv2
+import supervision as sv
+
+from autodistill_sam3.conflicts import removed_counts
+from autodistill_sam3.labeling.reading import ReadImage, Stamp
+from autodistill_sam3.labeling.records import ImageRecord, annotations_of
+from autodistill_sam3.labeling.resume import PerImage
+from autodistill_sam3.stages import current, recording, stage
+
+logger = logging.getLogger("autodistill_sam3")
+
+ToDetections: TypeAlias = Callable[[Any], sv.Detections]
+
+# The start of processes takes about two seconds of a core each.
+MIN_IMAGES_FOR_PROCESSES = 64
+_MAX_PROCESSES = 8
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What the model returned for one image, and what is known of the image."""
+
+    seen: Any
+    source: str
+    file: str
+    width: int
+    height: int
+    phash: str
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, read: ReadImage, seen: Any) -> Job:
+        """The job of an image that was read to be labelled."""
+        assert read.stamp is not None
+        return cls(seen, read.image.name, read.file, read.width, read.height, read.phash, read.stamp)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What is to be written of one image.
+
+    Attributes:
+        record: What the journal will say; its split is decided later. None if there are no detections.
+        files: Path relative to the split's folder -> content.
+        error: Why there are no detections.
+        seconds: Stage -> seconds that it took.
+    """
+
+    record: ImageRecord | None
+    files: dict[str, bytes] = field(default_factory=dict)
+    error: Exception | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encodes one image; goes to other processes whole.
+
+    Attributes:
+        per_image: Which files an image has.
+        to_detections: What the model returned for an image -> its detections; None if it returned detections.
+    """
+
+    per_image: PerImage
+    to_detections: ToDetections | None = None
+
+    def __call__(self, job: Job) -> Encoded:
+        with recording() as times:
+            # Whatever it raises on one image must not end a run over thousands.
+            try:
+                detections: sv.Detections = job.seen if self.to_detections is None else self.to_detections(job.seen)
+            except Exception as error:
+                return Encoded(None, error=error)
+            with stage("encode"):
+                record = record_of(job, detections)
+                files = self.per_image.files(record)
+        return Encoded(record, files, seconds=times.seconds)
+
+
+def record_of(job: Job, detections: sv.Detections) -> ImageRecord:
+    """What the journal says of an image, but for the split, which stands as "train" until it is known."""
+    annotations = annotations_of(detections, (job.height, job.width))
+    removed = removed_counts(detections)
+    if len(annotations) < len(detections):
+        removed["empty_mask"] = len(detections) - len(annotations)
+    return {
+        "source": job.source, "file": job.file, "split": "train", "width": job.width, "height": job.height,
+        "annotations": annotations, "removed": removed, "phash": job.phash, **job.stamp,
+    }  # fmt: skip
+
+
+class Encoder:
+    """Encodes images in processes, or in the thread that asks for the result.
+
+    A process that dies ends nothing: what it had not finished, and all that comes later, is encoded here.
+
+    Args:
+        encode: For one image.
+        processes: How many; 0 for none.
+    """
+
+    def __init__(self, encode: Encode, processes: int = 0) -> None:
+        self._encode = encode
+        self._pool = _start(processes) if processes else None
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def submit(self, job: Job) -> Callable[[], Encoded]:
+        """Start on an image.
+
+        Returns:
+            A function that waits for the result, to be called from one thread at a time.
+        """
+        pool, future = self._pool, None
+        if pool is not None:
+            try:
+                future = pool.submit(self._encode, job)
+            except (BrokenProcessPool, RuntimeError, OSError) as error:
+                self._give_up(error)
+        return lambda: self._result(job, future)
+
+    def _result(self, job: Job, future: Future[Encoded] | None) -> Encoded:
+        encoded = None
+        if future is not None:
+            try:
+                encoded = future.result()
+            except (BrokenProcessPool, pickle.PicklingError) as error:
+                self._give_up(error)
+        encoded = self._encode(job) if encoded is None else encoded
+        times = current()
+        if times is not None:
+            for name, seconds in encoded.seconds.items():
+                times.add(name, seconds)
+        return encoded
+
+    def _give_up(self, error: Exception) -> None:
+        if self._pool is not None:
+            logger.warning("Encoding goes on without processes of its own: %s", str(error).strip().partition("\n")[0])
+            self._close()
+
+    def _close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=True)
+
+
+def processes_for(images: int, *, on_gpu: bool) -> int:
+    """How many processes encode: none without a GPU to keep busy, and none for few images."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MAX_PROCESSES, cores - 2)) if on_gpu and images >= MIN_IMAGES_FOR_PROCESSES else 0
+
+
+def _start(processes: int) -> Any:
+    # Unlike the processes of multiprocessing, loky's do not run the user's script again, which may have no main guard.
+    import loky
+
+    try:
+        pool = loky.ProcessPoolExecutor(
+            processes, initializer=_prepare_process, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
+        )
+        # They start with the first call, and import while the model starts.
+        pool.submit(os.getpid)
+    except OSError as error:
+        logger.warning("Encoding goes on without processes of its own: %s", error)
+        return None
+    return pool
+
+
+def _prepare_process(parent: int) -> None:
+    """In the new process: Ctrl-C is for the parent, whose death is the only one to follow."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End with the parent: processes of loky would wait for ever for the next call of one that was killed."""
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)

@@ -1,0 +1,33 @@
+"""`torch.compile` for the functions that take the time; each is compiled once for each shape that it gets."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works here: it needs a C compiler and, for a GPU, Triton."""
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name)
+    has_triton = importlib.util.find_spec("triton") is not None
+    return has_compiler and (device.type == "cpu" or (device.type == "cuda" and has_triton))
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled when it is first called.
+
+    What is compiled is kept in `TORCHINDUCTOR_CACHE_DIR`, by default `~/.cache/autodistill/compiled`, so that the next
+    process need not do it again.
+    """
+    with contextlib.suppress(RuntimeError):  # There is no home.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "autodistill" / "compiled"))
+    return torch.compile(function, dynamic=False)

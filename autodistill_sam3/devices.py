@@ -17,6 +17,9 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 T = TypeVar("T")
 
 _streams = threading.local()
+# What 20 prompts and 20 masks an image take, with two batches in flight: 13 GB were reserved beside the weights at
+# batch 8 (docs/performance.md).
+_BYTES_PER_IMAGE = 1.7e9
 
 # What torch says when memory ends, in a plain RuntimeError, outside its own caching allocator.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
@@ -142,6 +145,27 @@ def own_stream(device: torch.device) -> Iterator[None]:
         streams[str(device)] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(streams[str(device)]):
         yield
+
+
+def batch_that_fits(device: torch.device, largest: int) -> int:
+    """The images that a batch may have so that two batches at once fit the memory that is free, at full size.
+
+    Args:
+        device: With the models loaded.
+        largest: Halved until it fits, down to 1. On a CPU it is 1, since batches gain nothing there.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return 1
+    if device.type != "cuda" or not torch.cuda.is_available():
+        # Of what is not CUDA's, or is another machine's, the memory is not known.
+        return largest
+    free = torch.cuda.mem_get_info(device)[0]
+    batch = largest
+    while batch > 1 and batch * _BYTES_PER_IMAGE > free:
+        batch //= 2
+    return batch
 
 
 def with_memory_errors(compute: Callable[[], T]) -> T:

@@ -18,7 +18,14 @@ from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
 from autodistill_sam3.base_models.launch import Engine, Launch
-from autodistill_sam3.devices import Precision, own_stream, precision_name, select_device, with_memory_errors
+from autodistill_sam3.devices import (
+    Precision,
+    batch_that_fits,
+    own_stream,
+    precision_name,
+    select_device,
+    with_memory_errors,
+)
 from autodistill_sam3.distributed import Labeler
 from autodistill_sam3.errors import DeviceError, SettingError
 from autodistill_sam3.images import ImageInput, RGBImage, load_image
@@ -180,7 +187,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             plot: Write review sheets into `review/`.
             overwrite: Replace the dataset of an earlier run; other folders are never touched.
             batch_size: Images per call of the model, which gets smaller batches if memory runs out; by default that of
-                the run that goes on, else 8, on a CPU 1.
+                the run that goes on, else 8, fewer if a GPU has not the memory for them, on a CPU 1.
             seed: Of the split.
             valid_share: Share of the images, or groups, that go to `valid`.
             test_share: Share that goes to `test`.
@@ -230,6 +237,8 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
                 and can_compile(model._device)
                 and (is_long and has_at_least(COMPILED_FROM, input_folder, extension, recursive=recursive)),
             )
+        if batch_size is None:
+            batch_size = earlier.get("batch_size") or model._batch_for(launch.target)
         plan = LabelingPlan(
             source=input_folder,
             output=output,
@@ -239,7 +248,9 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             extension=extension,
             recursive=recursive,
             limit=limit,
-            batch_size=earlier.get("batch_size", model._batch_size) if batch_size is None else batch_size,
+            batch_size=earlier.get("batch_size") or model._batch_for(launch.target)
+            if batch_size is None
+            else batch_size,
             split=SplitRule(seed, valid_share, test_share, group_by),
             group_near_duplicates=group_near_duplicates,
             formats=check_formats(formats),
@@ -302,7 +313,12 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         with contextlib.suppress(DeviceError):
             self.precision = precision_name(self._asked[1], select_device(device))
         self._device_type = device.partition(":")[0]
-        self._batch_size = 1 if self._device_type == "cpu" else LabelingPlan.batch_size
+
+    def _batch_for(self, target: str | None) -> int:
+        """The batch of a run that begins, on this model's device or on another."""
+        import torch
+
+        return batch_that_fits(self._device if target is None else torch.device(target), LabelingPlan.batch_size)
 
     def _with_thresholds(self, thresholds: Thresholds) -> Self:
         """This model with other thresholds; it shares everything else."""

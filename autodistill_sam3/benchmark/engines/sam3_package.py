@@ -42,6 +42,10 @@ class SAM3Package:
             raise MissingPackageError(
                 "The sam3 package needs its vocabulary. Pass --bpe-path bpe_simple_vocab_16e6.txt.gz"
             )
+        if device.startswith("cuda:"):
+            # The package moves its model for the very word "cuda" alone.
+            torch.cuda.set_device(device)
+            device = "cuda"
         self._device = device
         builder = import_official() if device == "cpu" else importlib.import_module("sam3.model_builder")
         with self._patched(builder):

@@ -1,0 +1,211 @@
+"""What makes labelling fast changes no result: half precision, compiling, passes, stages and threads."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import held_out_scenes
+
+from autodistill_sam3 import devices
+from autodistill_sam3.devices import batch_that_fits
+from autodistill_sam3.errors import InputFolderError
+from autodistill_sam3.labeling import find_images, has_at_least
+from autodistill_sam3.labeling.overlap import in_order
+from autodistill_sam3.segmentation import transformers_segmenter
+from autodistill_sam3.segmentation.compiling import compiled
+from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
+from autodistill_sam3.stages import StageTimes
+from autodistill_sam3.weights import SAM3, find_checkpoint
+
+PROMPTS = ["red circle", "star", "blue shape", "cross"]
+
+
+def load(**keywords):
+    return TransformersSegmenter.load(find_checkpoint(SAM3, "shapes"), device="cpu", **keywords)
+
+
+def outputs(segmenter, images, prompts=PROMPTS):
+    """Scores and ViT tokens, before any threshold."""
+    with torch.inference_mode():
+        features = segmenter.encode(images)
+        queries = [output for *_, output in segmenter._detect_pairs(features, prompts)]
+    return torch.cat([output.scores for output in queries]), features.vision.last_hidden_state.float()
+
+
+def deviation(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [scene.image for scene in held_out_scenes()[:3]]
+
+
+def test_weights_in_half_precision_are_what_autocast_makes_of_them(images, monkeypatch):
+    stored = outputs(load(precision="bf16"), images)
+    monkeypatch.setattr(transformers_segmenter, "cast_weights", lambda *_: None)
+    cast = outputs(load(precision="bf16"), images)
+    assert all(torch.equal(one, other) for one, other in zip(stored, cast, strict=True))
+
+
+def test_tanh_gelu_deviates_far_less_than_half_precision(images):
+    """What a GPU computes in half precision, in place of the exact form."""
+    exact, half, approximate = load(), load(precision="bf16"), load()
+    for layer in approximate._model.detector_model.vision_encoder.backbone.layers:
+        layer.mlp.activation_fn = torch.nn.GELU(approximate="tanh")
+    expected = outputs(exact, images)
+    of_half = [deviation(*pair) for pair in zip(outputs(half, images), expected, strict=True)]
+    of_tanh = [deviation(*pair) for pair in zip(outputs(approximate, images), expected, strict=True)]
+    print(f"scores and tokens: half precision {of_half}, tanh {of_tanh}")
+    assert all(0 < tanh < half / 10 for tanh, half in zip(of_tanh, of_half, strict=True))
+
+
+def equal_instances(one, other):
+    assert len(one.instances) == len(other.instances)
+    np.testing.assert_allclose(one.instances.scores, other.instances.scores, atol=1e-4)
+    np.testing.assert_allclose(one.presence, other.presence, atol=1e-4)
+    differing = one.instances.masks.to_dense() != other.instances.masks.to_dense()
+    assert differing.mean() < 1e-4 if differing.size else True
+
+
+def assert_compiled_equals_plain(faster, images, *, prompts=PROMPTS):
+    plain = load()
+    fast = load()
+    fast._faster = faster
+    for batch in (images[:1], images):
+        answers = [
+            segmenter.segment_text(segmenter.encode(batch), prompts, [0.3] * len(prompts))
+            for segmenter in (plain, fast)
+        ]
+        assert sum(len(result.instances) for result in answers[0])
+        for one, other in zip(*answers, strict=True):
+            equal_instances(one, other)
+    first, again = (fast.segment_text(fast.encode(batches[-1]), prompts, minimum) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one.instances.scores, other.instances.scores)
+        assert np.array_equal(one.instances.masks.to_dense(), other.instances.masks.to_dense())
+
+
+def test_the_functions_can_be_traced(images):
+    """The graphs that `torch.compile` takes from them, run as they are."""
+
+    def traced(function):
+        return torch.compile(function, backend="eager", dynamic=False)
+
+    assert_compiled_equals_plain(traced, [images[:1]], prompts=PROMPTS[:1])
+
+
+@pytest.mark.slow
+# Torch's own compiler calls what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_equals_plain(images):
+    assert_compiled_equals_plain(compiled, [images[:1], images])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_compiled_on_a_gpu_equals_plain_on_a_cpu(images, precision):
+    exact = load()
+    fast = TransformersSegmenter.load(find_checkpoint(SAM3, "shapes"), device="cuda", precision=precision).compiled()
+    expected, _ = outputs(exact, images)
+    found, _ = outputs(fast, images)
+    assert deviation(found.cpu(), expected) < {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02}[precision]
+
+
+@given(st.lists(st.integers(0, 5), max_size=12), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_results_keep_their_order(delays, at_once):
+    events = [threading.Event() for _ in delays]
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(index):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        # Whoever is last among those that run lets the others go.
+        events[index].wait(delays[index] / 5000)
+        with lock:
+            running -= 1
+        return index
+
+    assert list(in_order(work, range(len(delays)), at_once=at_once)) == list(range(len(delays)))
+    assert most <= at_once
+
+
+def test_the_first_is_alone():
+    running = []
+
+    def work(index):
+        running.append(index)
+        return len(running)
+
+    results = in_order(work, iter(range(9)), at_once=3)
+    assert next(results) == 1
+    assert running == [0]
+    results.close()
+
+
+def test_an_error_comes_out_where_its_result_would():
+    def work(index):
+        if index == 3:
+            raise ValueError("three")
+        return index
+
+    results = in_order(work, range(9), at_once=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        list(results)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_a_busy_gpu_counts_once(intervals):
+    times = StageTimes()
+    for start, length in intervals:
+        times.add_gpu("ViT", lambda span=(float(start), float(start + length)): span)
+        if start % 3 == 0:
+            times.seconds  # noqa: B018  # as between batches
+    covered = {second for start, length in intervals for second in range(start, start + length)}
+    assert times.gpu_seconds == len(covered)
+    assert times.seconds.get("ViT", 0) == sum(length for _, length in intervals)
+
+
+def test_what_a_gpu_is_not_through_with_is_asked_again():
+    over = []
+    times = StageTimes()
+    times.add_gpu("ViT", lambda: (1.0, 3.0) if over else None)
+    assert times.seconds == {"ViT": 0.0}
+    over.append(True)
+    assert times.seconds == {"ViT": 2.0}
+    assert times.gpu_seconds == 2.0
+
+
+@pytest.mark.parametrize(("free_gb", "batch"), [(80, 8), (14, 8), (13, 4), (5, 2), (1, 1)])
+def test_the_batch_fits_the_free_memory(monkeypatch, free_gb, batch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free_gb * 1e9), int(80e9)))
+    assert batch_that_fits(torch.device("cuda:0"), 8) == batch
+    assert batch_that_fits(torch.device("cpu"), 8) == 1
+
+
+def test_streams_are_for_gpus_alone():
+    with devices.own_stream(torch.device("cpu")):
+        pass
+    assert not vars(SimpleNamespace(**devices._streams.__dict__))
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_counting_stops_early(tmp_path, count):
+    for index in range(3):
+        (tmp_path / f"{index}.png").touch()
+    (tmp_path / "notes.txt").touch()
+    assert has_at_least(count, tmp_path) == (count <= len(find_images(tmp_path)))
+    with pytest.raises(InputFolderError):
+        has_at_least(1, tmp_path / "nowhere")

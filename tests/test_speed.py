@@ -74,15 +74,11 @@ def equal_instances(one, other):
     assert differing.mean() < 1e-4 if differing.size else True
 
 
-def assert_compiled_equals_plain(faster, images, *, prompts=PROMPTS):
-    plain = load()
-    fast = load()
+def assert_compiled_equals_plain(faster, batches, *, prompts=PROMPTS):
+    plain, fast, minimum = load(), load(), [0.3] * len(prompts)
     fast._faster = faster
-    for batch in (images[:1], images):
-        answers = [
-            segmenter.segment_text(segmenter.encode(batch), prompts, [0.3] * len(prompts))
-            for segmenter in (plain, fast)
-        ]
+    for batch in batches:
+        answers = [each.segment_text(each.encode(batch), prompts, minimum) for each in (plain, fast)]
         assert sum(len(result.instances) for result in answers[0])
         for one, other in zip(*answers, strict=True):
             equal_instances(one, other)

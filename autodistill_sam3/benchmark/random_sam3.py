@@ -45,7 +45,7 @@ SCALES = (
 _TAPS_APART = 0.3
 # Lengths of the biases along one direction; what they add to a logit is their product over the root of the width.
 _SCORE_BIAS = (6.0, -14.0)
-_MASK_BIAS = (2.0, -3.5)
+_MASK_BIAS = (2.0, -4.2)
 _PRESENCE_BIAS = 3.0
 
 

@@ -213,7 +213,7 @@ PARTS = {
     "presence": ("detector_model.detr_decoder.presence_head", "transformer.decoder.presence_token_head", "text"),
     "scores": ("detector_model.dot_product_scoring.query_proj", "dot_prod_scoring.hs_proj", "text"),
     "masks of texts": (
-        "detector_model.mask_decoder.instance_projection",
+        "detector_model.mask_decoder.mask_embedder",
         "segmentation_head.instance_seg_head",
         "text",
     ),

@@ -501,6 +501,7 @@ def test_ray_gives_the_bytes_of_one_run(plan, tmp_path):
 FLAGS = ["--class", "red circle=ball", "--class", "star", "--checkpoint", "shapes", "--prompting", "text", "--quiet"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     """As users run it, with a real model: all ways give the same bytes."""
     source, place = tmp_path / "in", {}

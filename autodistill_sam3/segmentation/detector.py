@@ -21,7 +21,7 @@ from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, plain
 if TYPE_CHECKING:
     from transformers import Sam3Model
 
-# Pairs that go through the mask head at a time, always as many: a compiled function serves one shape.
+# Pairs that go through the mask head at a time.
 MASK_PAIRS_PER_PASS = 8
 
 
@@ -287,8 +287,9 @@ def mask_logits(
     wanted = list(counts)
     for start in range(0, len(wanted), MASK_PAIRS_PER_PASS):
         chunk = wanted[start : start + MASK_PAIRS_PER_PASS]
-        # Padded with pairs that are there anyway.
-        pairs = torch.tensor((chunk * MASK_PAIRS_PER_PASS)[:MASK_PAIRS_PER_PASS], device=keep.device)
+        # What is compiled gets passes of one size, padded with pairs that are there anyway.
+        size = len(chunk) if faster is plain else MASK_PAIRS_PER_PASS
+        pairs = torch.tensor((chunk * size)[:size], device=keep.device)
         tokens, prompts = queries.encoder_hidden_states[pairs], queries.prompts[pairs]
         pixels = embed(decoder, vision.levels[:-1], image_index[pairs], tokens, (prompts.features, prompts.mask))
         for place, pair in enumerate(chunk):

@@ -69,6 +69,7 @@ def test_this_package_labels_with_both_and_a_gate(settings):
     assert not (settings.output / "labeled").exists()
 
 
+@pytest.mark.slow
 def test_autodistills_loop_finds_what_predict_finds(settings):
     work = Work(2, "text", 0.3)
     row = rows_of("autodistill-loop", settings, work)["autodistill-loop/text/2"]
@@ -349,6 +350,7 @@ def command(settings, tmp_path):
     return benchmark
 
 
+@pytest.mark.slow
 def test_command(command, tmp_path, capsys):
     content = command("prepare")
     assert content["ceilings"]["matmul_tflops"] > 0
@@ -377,6 +379,7 @@ def test_random_weights_need_a_vocabulary(tmp_path, capsys):
     assert "--bpe-path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_an_error_of_its_rows(settings, tmp_path):
     results = run._Results(replace(settings, output=tmp_path))
     broken = replace(settings, output=tmp_path, device="abacus")

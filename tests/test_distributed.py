@@ -371,6 +371,7 @@ def test_an_image_that_kills_its_worker_is_tried_twice_and_left_out(plan, tmp_pa
     assert different <= {"quarantine.jsonl"} and expected.keys() == after.keys()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_before_it_tries_anything_ends_the_run(plan):
     with pytest.raises(LabelingError, match="died 2 times before it tried any image"):
         label_on_devices(plan, Model(deadly_on="cpu"), ["cpu"])
@@ -383,6 +384,7 @@ def test_a_model_that_fails_ends_the_run(plan):
     assert not (plan.output / "quarantine.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_devices_goes_on_where_another_was(plan):
     label_shard(plan, (2, 3), Labeler(discs))
     save_noise(plan.source / "55.png", 55)

@@ -51,6 +51,7 @@ def picture() -> Image.Image:
     return Image.fromarray(scene)
 
 
+@pytest.mark.slow
 def test_the_package_and_this_one_find_the_same(settings: Settings, picture: Image.Image) -> None:
     pixels = np.asarray(picture).copy()
     segmenter = load_segmenter(settings.sam3_file or Path(), bpe_path=settings.bpe_path, device="cpu")

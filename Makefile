@@ -12,8 +12,9 @@ INSTALLED := .venv/.installed
 demo: install
 	$(BIN)/autodistill-sam3 demo --output demo_output
 
+# One thread for each of two processes: what is tested is small, and threads would wait for each other.
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
 # Apart, since counting lines takes time.
 coverage: install

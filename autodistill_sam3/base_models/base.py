@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import platform
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -18,6 +16,13 @@ from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
 from autodistill_sam3.base_models.launch import Engine, Launch
+from autodistill_sam3.base_models.provenance import (
+    DECIDING_PACKAGES,
+    PACKAGES,
+    settings_of_run,
+    upload_to_roboflow,
+    versions_of,
+)
 from autodistill_sam3.devices import (
     Precision,
     batch_that_fits,
@@ -37,7 +42,6 @@ from autodistill_sam3.labeling import (
     check_formats,
     default_output,
     has_at_least,
-    read_run,
 )
 from autodistill_sam3.ontology import Ontology, PromptTable
 from autodistill_sam3.segmentation import can_compile
@@ -51,10 +55,6 @@ OverlappingClasses = Literal["best", "keep"]
 
 # Images from which on compiling, about a minute the first time, repays itself.
 COMPILED_FROM = 1000
-
-_PACKAGES = ("autodistill-grounded-sam3", "torch", "torchvision", "transformers", "supervision", "numpy")
-# Those of which another version may give other labels.
-_DECIDING_PACKAGES = ("autodistill-grounded-sam3", "torch", "transformers")
 
 
 class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill has no types
@@ -85,9 +85,9 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         self.precision = precision_name(precision, selected)
         # Workers on other devices choose theirs by it.
         self._asked: tuple[str | None, Precision] = (device, precision)
-        # Batches gain nothing on a CPU, and padding the last one costs.
         self._device = selected
         self._device_type = selected.type
+        # Batches gain nothing on a CPU, and padding the last one costs.
         self._batch_size = 1 if selected.type == "cpu" else LabelingPlan.batch_size
         self.set_ontology(ontology)
 
@@ -228,7 +228,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             model._take_settings_of(launch.target)
         side = tile if tile is not None else DEFAULT_TILE if sahi else None
         output = Path(output_folder) if output_folder is not None else default_output(input_folder)
-        earlier = {} if overwrite else _settings_of_run(output)
+        earlier = {} if overwrite else settings_of_run(output)
         if model.compile is None:
             is_long = limit is None or limit >= COMPILED_FROM
             model.compile = earlier.get(
@@ -244,13 +244,11 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             output=output,
             classes=self.table.classes,
             settings=model._settings() | {"tile": side, "nms_settings": nms.value},
-            provenance={"checkpoints": self._checkpoints(), "versions": _versions_of(_PACKAGES)},
+            provenance={"checkpoints": self._checkpoints(), "versions": versions_of(PACKAGES)},
             extension=extension,
             recursive=recursive,
             limit=limit,
-            batch_size=earlier.get("batch_size") or model._batch_for(launch.target)
-            if batch_size is None
-            else batch_size,
+            batch_size=batch_size,
             split=SplitRule(seed, valid_share, test_share, group_by),
             group_near_duplicates=group_near_duplicates,
             formats=check_formats(formats),
@@ -262,7 +260,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         )
         dataset = launch.label(plan, model, side, nms)
         if human_in_the_loop:
-            _upload_to_roboflow(plan.output, roboflow_project)
+            upload_to_roboflow(plan.output, roboflow_project)
         return dataset
 
     @classmethod
@@ -270,7 +268,8 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         """A model that only starts workers, `label(gpus=...)` or `label(engine="ray")`, which load the weights."""
         model = cls.__new__(cls)
         model._has_weights = False
-        model.__init__(ontology, **keywords)  # type: ignore[misc]
+        # Only the constructor that a subclass has knows its keywords.
+        model.__init__(ontology, **keywords)  # type: ignore[misc]  # called on a value, to have the flag set first
         return model
 
     def labeler(self, tile: int | None, nms: NmsSetting, *, has_settings: bool = False) -> Labeler:
@@ -339,7 +338,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             "precision": self.precision,
             "compiled": bool(self.compile),
             "identity": self._identity(),
-            "versions": _versions_of(_DECIDING_PACKAGES) | {"opencv": cv2.__version__},
+            "versions": versions_of(DECIDING_PACKAGES) | {"opencv": cv2.__version__},
         }
 
     def _see(self, images: Sequence[RGBImage], tile: int | None = None) -> Sequence[Any]:
@@ -384,35 +383,9 @@ def with_dense_masks(detections: sv.Detections) -> sv.Detections:
     return detections
 
 
-def _settings_of_run(output: Path) -> dict[str, Any]:
-    """Those of the run that goes on, since what was computed may depend on them in its last bits."""
-    earlier = read_run(output)
-    if earlier is None or earlier.get("is_being_removed"):
-        return {}
-    settings = earlier.get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
 def _nms_setting(value: NmsSetting | str) -> NmsSetting:
     try:
         return NmsSetting(value)
     except ValueError as error:
         choices = [setting.value for setting in NmsSetting]
         raise SettingError(f"Expected nms_settings to be one of {choices}, received {value!r}") from error
-
-
-def _versions_of(packages: Sequence[str]) -> dict[str, str]:
-    versions = {"python": platform.python_version()} if packages is _PACKAGES else {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _upload_to_roboflow(output: Path, project: str | None) -> None:
-    import roboflow
-
-    roboflow.login()
-    roboflow.Roboflow().workspace().upload_dataset(str(output), project_name=project)

@@ -14,6 +14,7 @@ from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses,
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.fusion import Found, fuse_found, text_floor
+from autodistill_sam3.grounding import Grounder
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.ontology import Ontology
@@ -56,8 +57,8 @@ class GroundedSAM3(LabelingModel):
             Florence-2, the slower model. Off by default, since it lets SAM 3 veto what it misses; 0.05 is mild.
         device: Such as "cuda:1"; by default the best one there is.
         precision: "auto", "bf16", "fp16" or "fp32".
-        compile: Whether SAM 3 runs compiled: nearly twice as fast on a GPU, after a minute the first time. By default
-            `label()` compiles on a GPU from 1,000 images on.
+        compile: Whether SAM 3 runs compiled: faster on a GPU, after about a minute the first time. By default `label()`
+            compiles on a GPU from 1,000 images on.
 
     Raises:
         CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError
@@ -116,7 +117,7 @@ class GroundedSAM3(LabelingModel):
             device=device,
             precision=precision,
         )
-        self.grounder = None
+        self.grounder: Grounder | None = None
         if self.florence2_checkpoint is not None:
             self.grounder = Florence2Grounder.load(self.florence2_checkpoint, device=device, precision=precision)
 

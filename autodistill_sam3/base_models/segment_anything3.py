@@ -37,8 +37,8 @@ class SegmentAnything3(LabelingModel):
             "keep" keeps both.
         device: Such as "cuda:1"; by default the best one there is.
         precision: "auto", "bf16", "fp16" or "fp32".
-        compile: Whether SAM 3 runs compiled: nearly twice as fast on a GPU, after a minute the first time. By default
-            `label()` compiles on a GPU from 1,000 images on.
+        compile: Whether SAM 3 runs compiled: faster on a GPU, after about a minute the first time. By default `label()`
+            compiles on a GPU from 1,000 images on.
 
     Raises:
         CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError

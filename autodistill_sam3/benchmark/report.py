@@ -95,7 +95,7 @@ def _engine_table(content: dict[str, Any]) -> str:
     lines = []
     for name, row in measured_rows(content):
         engine, prompting, classes, *gate = name.split("/")
-        title = TITLES[engine] + (", presence gate" if gate else "")  # type: ignore[index]
+        title = TITLES[engine] + (", presence gate" if gate else "")
         start = [prompting, classes, title]
         if "error" in row:
             lines.append([*start, "not measured: " + _cell(row["error"]), *[""] * 8])

@@ -151,7 +151,7 @@ class _Results:
 
     def has(self, task: str, work: Work) -> bool:
         """Whether a row was measured, and did not fail."""
-        row = self.content["rows"].get(row_name(task, work))  # type: ignore[arg-type]  # tasks with works are engines
+        row = self.content["rows"].get(row_name(task, work))
         return row is not None and "error" not in row
 
     def add(self, name: str, result: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ class _Results:
         if error is None and task not in self.content["finished"]:
             self.content["finished"].append(task)
         for work in works:
-            name = row_name(task, work)  # type: ignore[arg-type]
+            name = row_name(task, work)
             if name not in self.content["rows"]:
                 self.content["rows"][name] = {"error": error or "its process ended without a result"}
         self.write()

@@ -11,7 +11,7 @@ from autodistill_sam3.errors import SettingError
 Prompting = Literal["text", "both"]
 EngineName = Literal["sam3-package", "transformers", "autodistill-loop", "ours"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-TITLES: dict[EngineName, str] = {
+TITLES: dict[str, str] = {
     "sam3-package": "sam3 package",
     "transformers": "transformers",
     "autodistill-loop": "autodistill loop",
@@ -137,7 +137,7 @@ class Measured:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def row_name(engine: EngineName, work: Work) -> str:
+def row_name(engine: str, work: Work) -> str:
     """The name of a row, for `--rows`.
 
     Example:

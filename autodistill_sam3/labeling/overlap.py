@@ -38,7 +38,8 @@ def in_order(function: Callable[[T], R], values: Iterable[T], *, at_once: int) -
         yield from map(function, remaining)
         return
     waiting: deque[Future[R]] = deque()
-    with _quick_switches(), ThreadPoolExecutor(at_once, thread_name_prefix="model") as pool:
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="model")
+    with _quick_switches():
         try:
             for value in remaining:
                 waiting.append(pool.submit(contextvars.copy_context().run, function, value))

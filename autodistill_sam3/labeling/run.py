@@ -152,11 +152,14 @@ class _Labeling:
     def _label(self, images: Sequence[SourceImage], model: _Model, writer: Writer, interruption: Interruption) -> None:
         with contextlib.closing(read_ahead(self._batches(images), self._read)) as batches:
             wanted = itertools.takewhile(lambda _: not interruption.is_wanted, batches)
-            for seen in in_order(model.see, wanted, at_once=BATCHES_ON_GPU if self._plan.on_gpu else 1):
-                writer.write(seen)
-                if writer.doubt is not None:
-                    model.check(self._encode)
-                    writer.doubt = None
+            at_once = BATCHES_ON_GPU if self._plan.on_gpu else 1
+            # Closed before the reader that it takes batches from.
+            with contextlib.closing(in_order(model.see, wanted, at_once=at_once)) as results:
+                for seen in results:
+                    writer.write(seen)
+                    if writer.doubt is not None:
+                        model.check(self._encode)
+                        writer.doubt = None
         writer.wait(0)
         if writer.doubt is not None:
             model.check(self._encode)

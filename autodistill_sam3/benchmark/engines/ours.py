@@ -100,7 +100,7 @@ class Ours:
         grounder: Any = model.grounder
         grounder.max_new_tokens = FLORENCE2_TOKENS
         self._boxes = FixedBoxes(grounder)
-        model.grounder = self._boxes  # type: ignore[assignment]
+        model.grounder = self._boxes
         self.model = model
 
     def prepare(self, work: Work) -> None:

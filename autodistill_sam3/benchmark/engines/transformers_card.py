@@ -36,12 +36,13 @@ class TransformersCard:
             raise CheckpointError(f"transformers needs a folder in its layout, received {settings.checkpoint}")
         folder = settings.sam3_folder
         self._device = device
+        # transformers wraps `to` untyped.
         self._model: Any = Sam3Model.from_pretrained(folder).to(device)  # type: ignore[arg-type]
         self._processor: Any = Sam3Processor.from_pretrained(folder)
         self._tracker: Any = None
         self._florence2 = None
         if prompting == "both":
-            self._tracker = Sam3TrackerModel.from_pretrained(folder).to(device)  # type: ignore[arg-type]
+            self._tracker = Sam3TrackerModel.from_pretrained(folder).to(device)  # type: ignore[arg-type]  # as above
             size = self._model.config.image_size
             self._tracker_processor: Any = Sam3TrackerProcessor(self._processor.image_processor, target_size=size)
             if settings.florence2 is not None:

@@ -132,9 +132,44 @@ def gpu_stage(name: str, device: torch.device) -> Iterator[None]:
     times.add_gpu(name, interval)
 
 
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """A point behind all that this thread has queued on a GPU so far; None on other devices."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def follow(event: torch.cuda.Event | None, *tensors: torch.Tensor) -> None:
+    """Have what this thread queues next wait for a point.
+
+    Args:
+        event: From :func:`mark`.
+        tensors: Made before it in another stream, and from now on used in this one alone.
+    """
+    import torch
+
+    if event is None:
+        return
+    stream = torch.cuda.current_stream(tensors[0].device) if tensors else torch.cuda.current_stream()
+    event.wait(stream)
+    for tensor in tensors:
+        tensor.record_stream(stream)
+
+
 @contextlib.contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """A context in which this thread queues its work on a GPU apart from what other threads queue."""
+def aside(device: torch.device, after: torch.cuda.Event | None = None) -> Iterator[None]:
+    """A context in which this thread's work goes past what it has queued on a GPU, the next batch, say.
+
+    It is for work whose result is waited for in the context: tensors of the queue must outlive their use here.
+
+    Args:
+        device: Where.
+        after: What to wait for all the same.
+    """
     import torch
 
     if device.type != "cuda":
@@ -142,8 +177,9 @@ def own_stream(device: torch.device) -> Iterator[None]:
         return
     streams = _streams.__dict__
     if str(device) not in streams:
-        streams[str(device)] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        streams[str(device)] = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(streams[str(device)]):
+        follow(after)
         yield
 
 

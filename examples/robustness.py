@@ -146,7 +146,10 @@ class ProjectModel(LabelingModel):
         super().__init__(CaptionOntology(classes), Thresholds(), "best", "cpu", "fp32")
         self.on_predict = on_predict
 
-    def _detect(self, images: Sequence[Pixels]) -> list[sv.Detections]:
+    def _begin(self, images: Sequence[Pixels]) -> Callable[[], list[sv.Detections]]:
+        return lambda: self._find(images)
+
+    def _find(self, images: Sequence[Pixels]) -> list[sv.Detections]:
         batch = [find_discs(image) for image in images]
         for found in batch:
             self.on_predict()

@@ -250,15 +250,30 @@ def test_upsampling_equals_the_full_interpolation(seed, image_hw, offset):
 def test_an_image_with_empty_masks_alone_has_no_instances():
     logits = torch.full((4, 8, 8), -1.0)
     logits[1, 2:5, 2:5] = logits[3, :4, :4] = 1.0
-    images, prompts = torch.tensor([2, 0, 0, 0]), torch.tensor([5, 6, 7, 8])
-    scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    images, prompts = np.array([2, 0, 0, 0]), np.array([5, 6, 7, 8])
+    scores = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
     [(image, found)] = group_by_image([(16, 16)] * 3, "text", (images, prompts), scores, logits)
     assert image == 0
     assert found.prompt_index.tolist() == [6, 8]
-    np.testing.assert_array_equal(found.scores, scores[[1, 3]].numpy())
+    np.testing.assert_array_equal(found.scores, scores[[1, 3]])
     assert [found.masks.area[index] for index in range(2)] == [36, 64]
-    none = torch.zeros(0, dtype=torch.int64)
-    assert not list(group_by_image([(16, 16)], "text", (none, none), torch.zeros(0), torch.zeros(0, 8, 8)))
+    none = np.zeros(0, dtype=np.int64)
+    assert not list(group_by_image([(16, 16)], "text", (none, none), scores[:0], torch.zeros(0, 8, 8)))
+
+
+def test_masks_of_images_of_several_sizes_stay_with_their_images():
+    sizes = [(16, 16), (8, 24), (16, 16)]
+    logits = torch.full((5, 8, 8), -1.0)
+    for index in range(5):
+        logits[index, : index + 1] = 1.0
+    images, prompts = np.array([2, 0, 1, 2, 0]), np.arange(5)
+    found = dict(group_by_image(sizes, "text", (images, prompts), prompts.astype(np.float32), logits))
+    assert {image: part.prompt_index.tolist() for image, part in found.items()} == {0: [1, 4], 1: [2], 2: [0, 3]}
+    for image, part in found.items():
+        assert part.masks.shape[1:] == sizes[image]
+        np.testing.assert_array_equal(part.scores, part.prompt_index)
+        height, width = sizes[image]
+        assert part.masks.area.tolist() == [(index + 1) * height // 8 * width for index in part.prompt_index]
 
 
 @given(

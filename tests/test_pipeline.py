@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from labelers import discs, discs_from_scratch, discs_of, discs_unless_elsewhere
 from PIL import Image
 
-from autodistill_sam3 import LabelingError
+from autodistill_sam3 import LabelingError, OutOfMemoryError
 from autodistill_sam3.base_models.base import LabelingModel
 from autodistill_sam3.labeling import LabelingPlan, SplitRule, encoding, folder, label_images, reading
 from autodistill_sam3.labeling.folder import read_quarantine
@@ -84,9 +84,9 @@ class DiscsModel(LabelingModel):
         super().__init__(PromptPairs((("a", "ball"), ("b", "box"))), Thresholds(), "best", "cpu", "fp32")
         self.sizes = []
 
-    def _detect(self, images):
+    def _begin(self, images):
         self.sizes.append(len(images))
-        return discs(images)
+        return lambda: discs(images)
 
     def _identity(self):
         return {}
@@ -277,6 +277,51 @@ def killed_after_two_batches(plan, torn_line):
     for path in plan.output.glob("*/_annotations.coco.json"):
         path.unlink()
     return begin
+
+
+class Ahead:
+    """Finds discs, in two halves; memory ends with one batch, where it is begun or where it is waited for."""
+
+    def __init__(self, ends_at=0, where="begun"):
+        self.log, self.ends_at, self.where = [], ends_at, where
+
+    def __call__(self, images):
+        number = len([event for event, *_ in self.log if event == "begun"])
+        self.log.append(("begun", number, len(images)))
+        if number == self.ends_at and self.where == "begun":
+            raise OutOfMemoryError("too much")
+
+        def wait():
+            self.log.append(("waited for", number, len(images)))
+            if number == self.ends_at and self.where == "waited for":
+                raise OutOfMemoryError("too much")
+            return discs(images)
+
+        return wait
+
+
+def test_a_gpu_has_the_next_batch_before_this_one_is_waited_for(tmp_path):
+    plan = plan_for(tmp_path, 8, on_gpu=True)
+    model = Ahead(ends_at=-1)
+    label_images(plan, model)
+    order = [(event, number) for event, number, _ in model.log]
+    assert order == [
+        ("begun", 0), ("begun", 1), ("waited for", 0), ("begun", 2), ("waited for", 1), ("begun", 3),
+        ("waited for", 2), ("waited for", 3),
+    ]  # fmt: skip
+    label_images(replace(plan, output=tmp_path / "in turn", on_gpu=False), discs)
+    assert digest(plan.output) == digest(tmp_path / "in turn")
+
+
+@pytest.mark.parametrize("where", ["begun", "waited for"])
+def test_batches_in_flight_when_memory_ends_are_done_in_the_smaller_size(tmp_path, where):
+    plan = plan_for(tmp_path, 12, on_gpu=True, batch_size=4)
+    model = Ahead(ends_at=1, where=where)
+    assert len(label_images(plan, model)) == 12
+    counted = [(number, size) for event, number, size in model.log if event == "waited for" and number != 1]
+    # The third batch may have been begun in the old size, and is not waited for then.
+    assert [size for _, size in counted] == [4, 2, 2, 2, 2]
+    assert not (plan.output / "quarantine.jsonl").exists()
 
 
 def test_what_cannot_be_interpreted_is_left_out_and_a_bug_ends_the_run(tmp_path):

@@ -1,8 +1,7 @@
-"""What makes labelling fast changes no result: half precision, compiling, passes, stages and threads."""
+"""What makes labelling fast changes no result: half precision, compiling, passes, stages and order."""
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +18,7 @@ from autodistill_sam3.labeling import find_images, has_at_least
 from autodistill_sam3.labeling.overlap import in_order
 from autodistill_sam3.segmentation import transformers_segmenter
 from autodistill_sam3.segmentation.compiling import compiled
+from autodistill_sam3.segmentation.queueing import one_ahead
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 from autodistill_sam3.stages import StageTimes
 from autodistill_sam3.weights import SAM3, find_checkpoint
@@ -114,50 +114,51 @@ def test_compiled_on_a_gpu_equals_plain_on_a_cpu(images, precision):
     assert deviation(found.cpu(), expected) < {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02}[precision]
 
 
-@given(st.lists(st.integers(0, 5), max_size=12), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
-def test_results_keep_their_order(delays, at_once):
-    events = [threading.Event() for _ in delays]
-    running, most, lock = 0, 0, threading.Lock()
+@given(st.integers(0, 9), st.integers(1, 4))
+def test_values_are_begun_before_results_are_waited_for(count, at_once):
+    events = []
 
-    def work(index):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        # Whoever is last among those that run lets the others go.
-        events[index].wait(delays[index] / 5000)
-        with lock:
-            running -= 1
-        return index
+    def begin(value):
+        events.append(("begun", value))
+        return lambda: (events.append(("waited for", value)), value)[1]
 
-    assert list(in_order(work, range(len(delays)), at_once=at_once)) == list(range(len(delays)))
-    assert most <= at_once
-
-
-def test_the_first_is_alone():
-    running = []
-
-    def work(index):
-        running.append(index)
-        return len(running)
-
-    results = in_order(work, iter(range(9)), at_once=3)
-    assert next(results) == 1
-    assert running == [0]
-    results.close()
+    assert list(in_order(begin, range(count), at_once=at_once)) == list(range(count))
+    for value in range(count):
+        begun, waited = events.index(("begun", value)), events.index(("waited for", value))
+        assert [name for name, _ in events[:waited]].count("begun") == min(value + at_once, count)
+        assert begun < waited
 
 
 def test_an_error_comes_out_where_its_result_would():
-    def work(index):
-        if index == 3:
-            raise ValueError("three")
-        return index
+    def begin(value):
+        return lambda: 1 // (3 - value)
 
-    results = in_order(work, range(9), at_once=2)
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="three"):
+    results = in_order(begin, range(9), at_once=2)
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
         list(results)
+
+
+def test_passes_are_asked_for_one_ahead():
+    asked = []
+    ahead = one_ahead(asked.append(value) or value for value in range(3))
+    assert asked == [0]
+    for value in range(3):
+        assert next(ahead) == value
+        assert len(asked) == min(value + 2, 3)
+    assert list(ahead) == []
+    assert list(one_ahead([])) == []
+
+
+def test_two_batches_in_flight_give_what_each_alone_gives(images):
+    segmenter = load()
+    minimum = [0.1] * len(PROMPTS)
+    alone = [segmenter.segment_text(segmenter.encode([image]), PROMPTS, minimum) for image in images]
+    begun = [segmenter.begin_text(segmenter.encode([image]), PROMPTS, minimum) for image in images]
+    for [one], [other] in zip(alone, [finish() for finish in begun], strict=True):
+        np.testing.assert_array_equal(one.presence, other.presence)
+        np.testing.assert_array_equal(one.instances.masks.to_dense(), other.instances.masks.to_dense())
+        np.testing.assert_array_equal(one.instances.scores, other.instances.scores)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)), max_size=12))
@@ -192,7 +193,9 @@ def test_the_batch_fits_the_free_memory(monkeypatch, free_gb, batch):
 
 
 def test_streams_are_for_gpus_alone():
-    with devices.own_stream(torch.device("cpu")):
+    cpu = torch.device("cpu")
+    devices.follow(devices.mark(cpu))
+    with devices.aside(cpu):
         pass
     assert not vars(SimpleNamespace(**devices._streams.__dict__))
 

@@ -7,6 +7,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -26,7 +27,6 @@ from autodistill_sam3.base_models.provenance import (
 from autodistill_sam3.devices import (
     Precision,
     batch_that_fits,
-    own_stream,
     precision_name,
     select_device,
     with_memory_errors,
@@ -275,14 +275,18 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
     def labeler(self, tile: int | None, nms: NmsSetting, *, has_settings: bool = False) -> Labeler:
         """This model as the labelling takes it."""
         settings = self._settings() if has_settings else None
-        return Labeler(lambda images: self._see(images, tile), self._interpretation(tile, nms), settings)
+        return Labeler(partial(self._begin_seeing, tile=tile), self._interpretation(tile, nms), settings)
 
     @abstractmethod
-    def _detect(self, images: Sequence[RGBImage]) -> Sequence[Any]:
-        """What the models see in each image of a batch, compact and without torch, for :meth:`_fusion`."""
+    def _begin(self, images: Sequence[RGBImage]) -> Callable[[], Sequence[Any]]:
+        """Queue what a GPU can begin with for a batch.
+
+        Returns:
+            Gives what the models see in each image, compact and without torch, for :meth:`_fusion`.
+        """
 
     def _fusion(self) -> Callable[[Any], sv.Detections] | None:
-        """What :meth:`_detect` gives for an image -> detections with compact masks; None if that gives them itself.
+        """What :meth:`_begin` ends in for an image -> detections with compact masks; None if it ends in detections.
 
         It runs in other processes, too: picklable, of numpy alone, and from a module that imports no torch.
         """
@@ -341,17 +345,24 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             "versions": versions_of(DECIDING_PACKAGES) | {"opencv": cv2.__version__},
         }
 
-    def _see(self, images: Sequence[RGBImage], tile: int | None = None) -> Sequence[Any]:
-        """The models' part, for :meth:`_interpretation`; with tiles, what they show is joined here."""
-        with own_stream(self._device):
-            if tile is None:
-                return with_memory_errors(lambda: self._detect(images))
-            fuse = self._interpretation(keep_both=True)
+    def _begin_seeing(self, images: Sequence[RGBImage], tile: int | None = None) -> Callable[[], Sequence[Any]]:
+        """The models' part, for :meth:`_interpretation`, as `label_images` takes it."""
+        if tile is not None:
+            return lambda: self._see_tiles(images, tile)
+        finish = with_memory_errors(lambda: self._begin(images))
+        return lambda: with_memory_errors(finish)
 
-            def detect(batch: Sequence[RGBImage]) -> list[sv.Detections]:
-                return [fuse(seen) for seen in with_memory_errors(lambda: self._detect(batch))]
+    def _see(self, images: Sequence[RGBImage]) -> Sequence[Any]:
+        return self._begin_seeing(images)()
 
-            return detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
+    def _see_tiles(self, images: Sequence[RGBImage], tile: int) -> list[sv.Detections]:
+        """Detections of images that are seen tile by tile."""
+        fuse = self._interpretation(keep_both=True)
+
+        def detect(batch: Sequence[RGBImage]) -> list[sv.Detections]:
+            return [fuse(seen) for seen in self._see(batch)]
+
+        return detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
 
     def _interpretation(
         self, tile: int | None = None, nms: NmsSetting = NmsSetting.NONE, *, keep_both: bool = False

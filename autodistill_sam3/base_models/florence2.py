@@ -54,8 +54,9 @@ class Florence2(LabelingModel):
         if self._has_weights:
             self.grounder = Florence2Grounder.load(self.checkpoint, device=device, precision=precision)
 
-    def _detect(self, images: Sequence[RGBImage]) -> list[Boxes]:
-        return list(self.grounder.ground(images, self.table.prompts))
+    def _begin(self, images: Sequence[RGBImage]) -> Callable[[], list[Boxes]]:
+        # It decides after each word whether to say another, so there is nothing to run ahead with.
+        return lambda: list(self.grounder.ground(images, self.table.prompts))
 
     def _fusion(self) -> Callable[[Boxes], sv.Detections]:
         return partial(boxes_to_detections, table=self.table, thresholds=self.thresholds)

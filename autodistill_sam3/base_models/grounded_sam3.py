@@ -11,7 +11,7 @@ import numpy as np
 import supervision as sv
 
 from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses, checked_compile
-from autodistill_sam3.devices import Precision
+from autodistill_sam3.devices import Precision, aside, mark
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.fusion import Found, fuse_found, text_floor
 from autodistill_sam3.grounding import Grounder
@@ -121,21 +121,28 @@ class GroundedSAM3(LabelingModel):
         if self.florence2_checkpoint is not None:
             self.grounder = Florence2Grounder.load(self.florence2_checkpoint, device=device, precision=precision)
 
-    def _detect(self, images: Sequence[RGBImage]) -> list[Found]:
+    def _begin(self, images: Sequence[RGBImage]) -> Callable[[], list[Found]]:
         segmenter = self.segmenter.compiled() if self.compile else self.segmenter
         features = segmenter.encode(images)
-        texts: list[TextResult | None] = [None] * len(images)
+        finish_text = None
         if self.prompting != "boxes":
             floor = text_floor(self.thresholds, self.table, fused=self.prompting == "both")
-            texts = list(segmenter.segment_text(features, self.table.prompts, floor))
-        boxes: list[Instances | None] = [None] * len(images)
-        if self.grounder is not None:
-            proposals = self.grounder.ground(images, self.table.prompts, self._prompts_for_boxes(texts))
-            boxes = list(segmenter.segment_boxes(features, [self._promising(part) for part in proposals]))
-        return [
-            Found(None, found) if text is None else Found(text.instances, found, text.presence)
-            for text, found in zip(texts, boxes, strict=True)
-        ]
+            finish_text = segmenter.begin_text(features, self.table.prompts, floor)
+        begun = mark(self._device)
+
+        def finish() -> list[Found]:
+            texts = [None] * len(images) if finish_text is None else finish_text()
+            boxes: list[Instances | None] = [None] * len(images)
+            if self.grounder is not None:
+                with aside(self._device, begun):
+                    proposals = self.grounder.ground(images, self.table.prompts, self._prompts_for_boxes(texts))
+                    boxes = list(segmenter.segment_boxes(features, [self._promising(part) for part in proposals]))
+            return [
+                Found(None, found) if text is None else Found(text.instances, found, text.presence)
+                for text, found in zip(texts, boxes, strict=True)
+            ]
+
+        return finish
 
     def _fusion(self) -> Callable[[Found], sv.Detections]:
         return partial(fuse_found, table=self.table, thresholds=self.thresholds)

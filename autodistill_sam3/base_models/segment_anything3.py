@@ -83,12 +83,12 @@ class SegmentAnything3(LabelingModel):
             model = self._with_thresholds(replace(self.thresholds, confidence=confidence))
         return model.predict_batch([input])[0]
 
-    def _detect(self, images: Sequence[RGBImage]) -> list[Found]:
+    def _begin(self, images: Sequence[RGBImage]) -> Callable[[], list[Found]]:
         segmenter = self.segmenter.compiled() if self.compile else self.segmenter
         features = segmenter.encode(images)
         floor = text_floor(self.thresholds, self.table, fused=False)
-        results = segmenter.segment_text(features, self.table.prompts, floor)
-        return [Found(text=result.instances) for result in results]
+        finish = segmenter.begin_text(features, self.table.prompts, floor)
+        return lambda: [Found(text=result.instances) for result in finish()]
 
     def _fusion(self) -> Callable[[Found], sv.Detections]:
         return partial(fuse_found, table=self.table, thresholds=self.thresholds)

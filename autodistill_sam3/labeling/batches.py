@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -14,9 +13,11 @@ from autodistill_sam3.images import RGBImage
 
 logger = logging.getLogger("autodistill_sam3")
 
-# What a model returns for an image is its own matter, but that it is neither an exception nor None.
-PredictBatch: TypeAlias = Callable[[Sequence[RGBImage]], Sequence[Any]]
+# What a model returns for an image is its own matter, but that it is neither an exception nor None. It may return a
+# function that waits for it.
+PredictBatch: TypeAlias = Callable[[Sequence[RGBImage]], "Sequence[Any] | Callable[[], Sequence[Any]]"]
 Outcome: TypeAlias = Any
+_Begun: TypeAlias = Callable[[], Sequence[Any]]
 
 # Stands in for images that are not there.
 PADDING: RGBImage = np.full((64, 64, 3), 128, dtype=np.uint8)
@@ -29,10 +30,8 @@ class _WrongCountError(LabelingError):
 class BatchPredictor:
     """Gives a model batches of one size, smaller ones once memory ran out, and finds out which image it fails on.
 
-    Several threads may ask at a time.
-
     Args:
-        predict_batch: RGB images -> what it sees in each.
+        predict_batch: RGB images -> what it sees in each, or a function that waits for that.
         batch_size: How many images it always gets.
         on_shrink: Called with the new size when it no longer gets as many.
     """
@@ -40,48 +39,46 @@ class BatchPredictor:
     def __init__(self, predict_batch: PredictBatch, batch_size: int, on_shrink: Callable[[int], None]) -> None:
         self._predict_batch = predict_batch
         self._size = batch_size
-        self._lock = threading.Lock()
         self._on_shrink = on_shrink
 
-    def predict(self, images: Sequence[RGBImage | None]) -> list[Outcome]:
-        """What it sees in each image, the exception if it fails on this one, None where there is no image."""
+    def begin(self, images: Sequence[RGBImage | None]) -> Callable[[], list[Outcome]]:
+        """Have the model begin with a batch, so that it works while the one before is waited for.
+
+        Returns:
+            Waits for what it sees in each image, the exception if it fails on this one, None where there is no image.
+        """
+        size = self._size
+        padded = _padded(images[:size], size)
+        begun = None if padded is None else _attempt(self._predict_batch, padded)
+        return lambda: self._finish(images, size, begun)
+
+    def _finish(self, images: Sequence[RGBImage | None], begun_size: int, begun: _Begun | None) -> list[Outcome]:
         outcomes: list[Outcome] = []
         while len(outcomes) < len(images):
             size = self._size
+            # What was begun before memory ran out is done anew, in the size of all that follows.
+            first = begun if size == begun_size and not outcomes else None
             try:
-                outcomes += self._predict(images[len(outcomes) : len(outcomes) + size], size)
+                outcomes += self._predict(images[len(outcomes) : len(outcomes) + size], size, first)
             except OutOfMemoryError as error:
                 if size == 1:
                     outcomes.append(error)
                 else:
-                    self._shrink(size)
+                    self._size = size // 2
+                    self._on_shrink(self._size)
+                    logger.warning("Out of memory: going on with batches of %d", self._size)
         return outcomes
-
-    def _shrink(self, size: int) -> None:
-        with self._lock:
-            # Another thread may have run out of the same memory at the same time.
-            if self._size == size:
-                self._size = size // 2
-                self._on_shrink(self._size)
-                logger.warning("Out of memory: going on with batches of %d", self._size)
 
     def check_model(self) -> Any:
         """What it sees in a blank image; what it raises is raised, for then it is the model and not an image."""
-        return self._asked([PADDING] * self._size)[0]
+        return _counted(_attempt(self._predict_batch, [PADDING] * self._size)(), self._size)[0]
 
-    def _asked(self, images: Sequence[RGBImage]) -> Sequence[Any]:
-        found = self._predict_batch(images)
-        if len(found) != len(images):
-            raise _WrongCountError(f"Expected detections of {len(images)} images from the model, received {len(found)}")
-        return found
-
-    def _predict(self, images: Sequence[RGBImage | None], size: int) -> list[Outcome]:
-        if all(image is None for image in images):
+    def _predict(self, images: Sequence[RGBImage | None], size: int, begun: _Begun | None = None) -> list[Outcome]:
+        padded = _padded(images, size)
+        if padded is None:
             return [None] * len(images)
-        padded = [PADDING if image is None else image for image in images]
-        padded += [PADDING] * (size - len(padded))
         try:
-            found = self._asked(padded)
+            found = _counted((begun or _attempt(self._predict_batch, padded))(), size)
         except (OutOfMemoryError, _WrongCountError):
             raise
         # Whatever a model raises on one image must not end a run over thousands.
@@ -101,3 +98,32 @@ class BatchPredictor:
             alone = [image if index == place else None for index, image in enumerate(images)]
             outcomes[place] = self._predict(alone, size)[place]
         return outcomes
+
+
+def _padded(images: Sequence[RGBImage | None], size: int) -> list[RGBImage] | None:
+    """A batch of the full size; None if no image is in it."""
+    if all(image is None for image in images):
+        return None
+    batch = [PADDING if image is None else image for image in images]
+    return batch + [PADDING] * (size - len(batch))
+
+
+def _attempt(predict_batch: PredictBatch, images: Sequence[RGBImage]) -> _Begun:
+    """Begin; what is raised is raised again where the result is waited for."""
+    try:
+        begun = predict_batch(images)
+    # Whatever a model raises on one image must not end a run over thousands.
+    except Exception as error:
+        raised = error
+
+        def fail() -> Sequence[Any]:
+            raise raised
+
+        return fail
+    return begun if callable(begun) else lambda: begun
+
+
+def _counted(found: Sequence[Any], count: int) -> Sequence[Any]:
+    if len(found) != count:
+        raise _WrongCountError(f"Expected detections of {count} images from the model, received {len(found)}")
+    return found

@@ -1,13 +1,11 @@
-"""A function over many values, several at once in threads, results in order."""
+"""Work that is begun before the results of earlier work are waited for."""
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,43 +14,29 @@ R = TypeVar("R")
 _SWITCH_S = 0.0005
 
 
-def in_order(function: Callable[[T], R], values: Iterable[T], *, at_once: int) -> Generator[R, None, None]:
-    """What a function makes of each value.
-
-    The first value is alone, so that what is made once and kept, such as a compiled model, is there for the others.
+def in_order(begin: Callable[[T], Callable[[], R]], values: Iterable[T], *, at_once: int) -> Generator[R, None, None]:
+    """What becomes of each value.
 
     Args:
-        function: Called in this thread if `at_once` is 1.
-        values: Asked for one more value than results are waited for.
-        at_once: How many values are worked on at a time.
+        begin: Begins with a value, and gives a function that waits for its result.
+        values: Each is asked for when there is room for it.
+        at_once: How many values are begun and not waited for.
 
     Example:
-        >>> list(in_order(str, range(4), at_once=2))
+        >>> list(in_order(lambda value: lambda: str(value), range(4), at_once=2))
         ['0', '1', '2', '3']
     """
-    remaining = iter(values)
-    for first in remaining:
-        yield function(first)
-        break
-    if at_once == 1:
-        yield from map(function, remaining)
-        return
-    waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="model")
-    with _quick_switches():
-        try:
-            for value in remaining:
-                waiting.append(pool.submit(contextvars.copy_context().run, function, value))
-                if len(waiting) == at_once:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    begun: deque[Callable[[], R]] = deque()
+    for value in values:
+        begun.append(begin(value))
+        if len(begun) == at_once:
+            yield begun.popleft()()
+    while begun:
+        yield begun.popleft()()
 
 
 @contextlib.contextmanager
-def _quick_switches() -> Iterator[None]:
+def quick_switches() -> Iterator[None]:
     """Let threads take turns ten times as often as usual.
 
     Torch gives the interpreter's lock away at each operation that it queues on a GPU, and takes it back: from a thread

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import supervision as sv
@@ -14,14 +13,14 @@ from tqdm import tqdm
 
 from autodistill_sam3.labeling import folder
 from autodistill_sam3.labeling.attempts import Attempts
-from autodistill_sam3.labeling.batches import BatchPredictor, PredictBatch
+from autodistill_sam3.labeling.batches import BatchPredictor, Outcome, PredictBatch
 from autodistill_sam3.labeling.encoding import Encode, Encoder, Job, ToDetections, processes_for
 from autodistill_sam3.labeling.finish import open_dataset, write_pages, write_summaries
 from autodistill_sam3.labeling.inputs import find_images, searched_folder
 from autodistill_sam3.labeling.interrupt import Interruption, interruptible
 from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.names import SourceImage
-from autodistill_sam3.labeling.overlap import in_order
+from autodistill_sam3.labeling.overlap import in_order, quick_switches
 from autodistill_sam3.labeling.plan import LabelingPlan
 from autodistill_sam3.labeling.portion import Portion
 from autodistill_sam3.labeling.reading import Batch, ReadImage, read_ahead, read_image
@@ -33,7 +32,8 @@ from autodistill_sam3.stages import recording
 
 logger = logging.getLogger("autodistill_sam3")
 
-# While one has its numbers turned into masks on the CPU, the GPU computes the other.
+# While one has its numbers turned into masks on the CPU, the GPU computes the other. They are begun by one thread: two
+# would take Python's lock from each other at every operation that they queue, and be slower than one after the other.
 BATCHES_ON_GPU = 2
 
 
@@ -51,13 +51,13 @@ def label_images(
     whatever is finished of it, and padded to one size, so that a run that was stopped computes what it would have.
 
     While the model sees a batch, the next ones are read and earlier ones are written, in threads. The model is called
-    in the caller's thread, batch by batch, or with `plan.on_gpu` in two threads with a batch each. What is written,
-    and in which order, does not depend on who is faster.
+    in the caller's thread, batch by batch; with `plan.on_gpu` it begins with a batch before the result of the one
+    before is waited for. What is written, and in which order, does not depend on who is faster.
 
     Args:
         plan: What to label and how to write it.
         predict_batch: `batch_size` RGB images -> what the model sees in each, as any values but exceptions and None.
-            With `OutOfMemoryError` it gets smaller batches.
+            It may return a function that waits for that. With `OutOfMemoryError` it gets smaller batches.
         to_detections: What the model sees in an image -> its detections, with `class_id` and `confidence`. It runs
             behind the model, with `plan.on_gpu` in other processes, so it must be picklable then, and should not need
             torch. None if `predict_batch` returns detections.
@@ -139,6 +139,7 @@ class _Labeling:
             Encoder(self._encode, processes) as encoder,
             Writer(plan, self._journal, self._left, lambda count: self._written(count, bar)) as writer,
             _stopping_at_once(interruption, writer),
+            quick_switches() if plan.on_gpu else contextlib.nullcontext(),
         ):
             model = _Model(predict_batch, self._journal.batch_size or plan.batch_size, encoder, self._clock)
             self._written(0, bar)
@@ -154,7 +155,7 @@ class _Labeling:
             wanted = itertools.takewhile(lambda _: not interruption.is_wanted, batches)
             at_once = BATCHES_ON_GPU if self._plan.on_gpu else 1
             # Closed before the reader that it takes batches from.
-            with contextlib.closing(in_order(model.see, wanted, at_once=at_once)) as results:
+            with contextlib.closing(in_order(model.begin, wanted, at_once=at_once)) as results:
                 for seen in results:
                     writer.write(seen)
                     if writer.doubt is not None:
@@ -184,7 +185,7 @@ class _Labeling:
                     interruption.check()
                     attempts.begin([suspect.name])
                     alone = [self._read(image) if image is suspect else ReadImage(image, None) for image in batch]
-                    writer.write(model.see(alone))
+                    writer.write(model.begin(alone)())
                     writer.wait(0)
                     del self._stems[suspect.name]
 
@@ -214,22 +215,33 @@ class _Model:
 
     def __init__(self, predict_batch: PredictBatch, batch_size: int, encoder: Encoder, clock: RunTimes) -> None:
         self._shrunk: list[int] = []
-        self._lock = threading.Lock()
         self._predictor = BatchPredictor(predict_batch, batch_size, self._shrunk.append)
         self._encoder, self._clock = encoder, clock
 
-    def see(self, batch: Sequence[ReadImage]) -> SeenBatch:
-        """Have a batch seen, and what is left of it encoded."""
-        outcomes = [None] * len(batch)
-        if any(read.pixels is not None and read.stem is not None for read in batch):
+    def begin(self, batch: Sequence[ReadImage]) -> Callable[[], SeenBatch]:
+        """Have the model begin with a batch.
+
+        Returns:
+            Waits for it, and has what is left of it encoded.
+        """
+        if not any(read.pixels is not None and read.stem is not None for read in batch):
+            return lambda: self._seen_batch(batch, [None] * len(batch))
+        with self._clock.model():
+            finish = self._predictor.begin([read.pixels for read in batch])
+
+        def wait() -> SeenBatch:
             with self._clock.model():
-                outcomes = self._predictor.predict([read.pixels for read in batch])
+                outcomes = finish()
+            return self._seen_batch(batch, outcomes)
+
+        return wait
+
+    def _seen_batch(self, batch: Sequence[ReadImage], outcomes: Sequence[Outcome]) -> SeenBatch:
         is_seen = [outcome is not None and not isinstance(outcome, Exception) for outcome in outcomes]
         if any(isinstance(outcome, Exception) for outcome in outcomes) and not any(is_seen):
             # Images may be at fault, or the model, which then fails on anything.
             self._predictor.check_model()
-        with self._lock:
-            shrunk, self._shrunk[:] = list(self._shrunk), []
+        shrunk, self._shrunk[:] = list(self._shrunk), []
         pairs = [(read, outcome) for read, outcome in zip(batch, outcomes, strict=True) if read.stem is not None]
         return SeenBatch([self._seen(read, outcome) for read, outcome in pairs], shrunk)
 

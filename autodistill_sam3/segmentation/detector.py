@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.ops import box_convert
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
-from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, plain
+from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, mlp, plain
 
 if TYPE_CHECKING:
     from transformers import Sam3Model
@@ -179,8 +179,7 @@ def attend_to_prompts(layer: Any, tokens: torch.Tensor, features: torch.Tensor, 
         query=layer.layer_norm2(tokens), key=features, value=features, attention_mask=mask[:, None, None]
     )[0]
     tokens = attended + tokens
-    output: torch.Tensor = layer.mlp(layer.layer_norm3(tokens)) + tokens
-    return output
+    return mlp(layer.mlp, layer.layer_norm3(tokens)) + tokens
 
 
 def encoder_layer(
@@ -273,7 +272,7 @@ def mask_logits(
         vision: Features of B images.
         image_index: (N,) which image each pair belongs to.
         queries: The detector's output for the N pairs.
-        keep: (N, Q) ``bool``, the queries wanted.
+        keep: (N, Q) ``bool``, the queries wanted; on the CPU, a GPU need not be waited for.
         faster: What wraps the functions that are worth compiling.
 
     Returns:
@@ -282,20 +281,20 @@ def mask_logits(
     decoder: Any = detector.mask_decoder
     embed = faster(pixel_embeddings)
     weights, offsets = _mask_weights(decoder, queries.hidden_states[keep])
-    counts = {pair: count for pair, count in enumerate(keep.sum(dim=1).tolist()) if count}
+    counts = [(pair, count) for pair, count in enumerate(keep.sum(dim=1).tolist()) if count]
     found, done = [queries.logits.new_zeros(0, *vision.levels[0].shape[-2:])], 0
-    wanted = list(counts)
-    for start in range(0, len(wanted), MASK_PAIRS_PER_PASS):
-        chunk = wanted[start : start + MASK_PAIRS_PER_PASS]
-        # What is compiled gets passes of one size, padded with pairs that are there anyway.
-        size = len(chunk) if faster is plain else MASK_PAIRS_PER_PASS
-        pairs = torch.tensor((chunk * size)[:size], device=keep.device)
+    # What is compiled gets passes of one size, padded with pairs that are there anyway.
+    padding = 0 if faster is plain else -len(counts) % MASK_PAIRS_PER_PASS
+    wanted = torch.tensor([pair for pair, _ in counts] + [pair for pair, _ in counts[:1] * padding], dtype=torch.long)
+    wanted, image_index = wanted.to(queries.logits.device), image_index.to(queries.logits.device)
+    for start in range(0, len(counts), MASK_PAIRS_PER_PASS):
+        pairs = wanted[start : start + MASK_PAIRS_PER_PASS]
         tokens, prompts = queries.encoder_hidden_states[pairs], queries.prompts[pairs]
         pixels = embed(decoder, vision.levels[:-1], image_index[pairs], tokens, (prompts.features, prompts.mask))
-        for place, pair in enumerate(chunk):
-            own = slice(done, done + counts[pair])
+        for place, (_, count) in enumerate(counts[start : start + MASK_PAIRS_PER_PASS]):
+            own = slice(done, done + count)
             found.append(torch.einsum("qc,chw->qhw", weights[own], pixels[place]) + offsets[own, None, None])
-            done += counts[pair]
+            done += count
     return torch.cat(found)
 
 

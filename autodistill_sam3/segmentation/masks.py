@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from supervision import CompactMask
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from autodistill_sam3.instances import compact_masks, compact_masks_from_runs
 
@@ -48,13 +48,19 @@ def mask_runs(
     runs = []
     size = image_hw[0] * image_hw[1]
     for part in torch.split(logits, max(1, _PIXELS_PER_PASS // size)):
-        pixels = interpolate(part[:, None].float(), size=image_hw, mode="bilinear", align_corners=False)[:, 0] > 0
-        # With a false pixel on either side, so that every run has a start and a stop.
-        columns = pad(pixels.transpose(1, 2).reshape(len(part), size), (1, 1))
-        changes = (columns[:, 1:] != columns[:, :-1]).nonzero().cpu().numpy()
-        ends = np.searchsorted(changes[:, 0], np.arange(len(part) + 1))
-        edges = [changes[first:last, 1] for first, last in itertools.pairwise(ends)]
-        runs += [(edge[::2], edge[1::2]) for edge in edges]
+        # Transposed first, so that the large masks lie in memory column by column.
+        turned = part.transpose(1, 2)[:, None].float().contiguous()
+        pixels = interpolate(turned, size=image_hw[::-1], mode="bilinear", align_corners=False) > 0
+        columns = pixels.view(len(part), size)
+        changes = (columns[:, 1:] != columns[:, :-1]).flatten().nonzero()[:, 0].cpu().numpy()
+        mask, place = np.divmod(changes, size - 1)
+        ends = np.searchsorted(mask, np.arange(len(part) + 1))
+        for (first, last), (begins, stays) in zip(
+            itertools.pairwise(ends), columns[:, [0, -1]].cpu().tolist(), strict=True
+        ):
+            # A run at the first or the last pixel begins or stops without a change.
+            edges = np.concatenate([[0] * begins, place[first:last] + 1, [size] * stays]).astype(np.int64)
+            runs.append((edges[::2], edges[1::2]))
     return runs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -140,6 +140,12 @@ class OfficialSegmenter:
             for backbone, image_hw in zip(features.backbone, features.image_hw, strict=True)
         ]
 
+    def begin_text(
+        self, features: OfficialFeatures, prompts: Sequence[str], min_scores: Sequence[float]
+    ) -> Callable[[], list[TextResult]]:
+        """Nothing yet: each prompt is waited for; see `Segmenter.begin_text`."""
+        return lambda: self.segment_text(features, prompts, min_scores)
+
     @torch.inference_mode()
     def segment_boxes(self, features: OfficialFeatures, boxes: Sequence[Boxes]) -> list[Instances]:
         """The mask of the object in each box; see `Segmenter.segment_boxes`."""
@@ -169,8 +175,8 @@ class OfficialSegmenter:
             presence[prompt_index] = output.presence
             keep = output.scores > min_score
             count = int(keep.sum())
-            index = _index(np.zeros(count)), _index(np.full(count, prompt_index))
-            grouped = group_by_image([image_hw], "text", index, output.scores[keep], output.mask_logits[keep])
+            index = np.zeros(count, dtype=np.int64), np.full(count, prompt_index)
+            grouped = group_by_image([image_hw], "text", index, finite(output.scores[keep]), output.mask_logits[keep])
             found.extend(instances for _, instances in grouped)
         return TextResult(concatenate(found, image_hw, "text"), presence)
 
@@ -215,8 +221,8 @@ class OfficialSegmenter:
         for start in range(0, len(boxes), BOXES_PER_PASS):
             chunk = boxes.select(slice(start, start + BOXES_PER_PASS))
             logits, iou = self._predict_boxes(backbone, image_hw, chunk.xyxy)
-            index = _index(np.zeros(len(chunk))), _index(chunk.prompt_index)
-            grouped = group_by_image([image_hw], "boxes", index, torch.from_numpy(chunk.scores) * iou, logits)
+            index = np.zeros(len(chunk), dtype=np.int64), chunk.prompt_index
+            grouped = group_by_image([image_hw], "boxes", index, chunk.scores * finite(iou), logits)
             found.extend(instances for _, instances in grouped)
         return concatenate(found, image_hw, "boxes")
 
@@ -235,10 +241,6 @@ class OfficialSegmenter:
             # After an exception it would keep the features.
             self._box_predictor.reset_predictor()
         return torch.from_numpy(logits).flatten(0, -3), torch.from_numpy(iou).flatten()
-
-
-def _index(values: npt.NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64))
 
 
 def _share_positions(features: dict[str, Any], first: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
@@ -52,6 +52,16 @@ class Segmenter(Protocol[Features]):
         Raises:
             SettingError: `min_scores` has another length than `prompts`.
             CheckpointError: What the model says is not finite.
+        """
+        ...
+
+    def begin_text(
+        self, features: Features, prompts: Sequence[str], min_scores: Sequence[float]
+    ) -> Callable[[], list[TextResult]]:
+        """As :meth:`segment_text`, in two halves: what a GPU can begin with is queued, and not waited for.
+
+        Returns:
+            A function that gives the result, to be called once.
         """
         ...
 

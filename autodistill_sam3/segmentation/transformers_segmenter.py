@@ -5,16 +5,27 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from autodistill_sam3.devices import Precision, autocast, autocast_dtype, cast_weights, gpu_stage, select_device
+from autodistill_sam3.devices import (
+    Precision,
+    aside,
+    autocast,
+    autocast_dtype,
+    cast_weights,
+    follow,
+    gpu_stage,
+    mark,
+    select_device,
+)
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.segmentation.box_decoder import TrackerFeatures, decode_boxes, tracker_features
@@ -29,6 +40,7 @@ from autodistill_sam3.segmentation.detector import (
     mask_logits,
 )
 from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
+from autodistill_sam3.segmentation.queueing import one_ahead
 from autodistill_sam3.segmentation.segmenter import TextResult
 from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, encode_images, plain, preprocess
 from autodistill_sam3.weights import clean_prompt, load_sam3, load_sam3_tokenizer, require_boxes
@@ -56,6 +68,22 @@ class ImageFeatures:
 
     vision: VisionFeatures
     image_hw: tuple[tuple[int, int], ...]
+
+
+class _Pass(NamedTuple):
+    """What the detector says of N pairs, perhaps not yet.
+
+    Attributes:
+        images: (N,), which image each pair belongs to.
+        prompts: (N,), which prompt.
+        mark: Behind it in the queue of a GPU.
+        queries: What it says.
+    """
+
+    images: npt.NDArray[np.int64]
+    prompts: npt.NDArray[np.int64]
+    mark: torch.cuda.Event | None
+    queries: QueryOutput
 
 
 class TransformersSegmenter:
@@ -136,37 +164,54 @@ class TransformersSegmenter:
         """One ViT pass for a batch of RGB ``uint8`` images of any sizes; see `Segmenter.encode`."""
         if not images:
             return ImageFeatures(VisionFeatures(torch.zeros(0, device=self.device), (), ()), ())
-        with gpu_stage("preprocess", self.device):
+        # Copies from memory are waited for: behind a batch before, they would wait for that, too.
+        with aside(self.device), gpu_stage("preprocess", self.device):
             pixels = preprocess(images, self._image_size, self.device)
+            preprocessed = mark(self.device)
+        follow(preprocessed, pixels)
         with gpu_stage("ViT", self.device), autocast(self.device, self._dtype):
             vision = encode_images(self._model.detector_model, pixels, self._faster)
         return ImageFeatures(vision, tuple((image.shape[0], image.shape[1]) for image in images))
 
-    @torch.inference_mode()
     def segment_text(
         self, features: ImageFeatures, prompts: Sequence[str], min_scores: Sequence[float]
     ) -> list[TextResult]:
         """Every instance of each prompt that scores above the prompt's threshold; see `Segmenter.segment_text`."""
+        return self.begin_text(features, prompts, min_scores)()
+
+    @torch.inference_mode()
+    def begin_text(
+        self, features: ImageFeatures, prompts: Sequence[str], min_scores: Sequence[float]
+    ) -> Callable[[], list[TextResult]]:
+        """Queue what :meth:`segment_text` begins with; see `Segmenter.begin_text`."""
         check_thresholds(prompts, min_scores)
-        thresholds = torch.tensor(min_scores, dtype=torch.float32, device=self.device)
-        presence = np.zeros((len(features.image_hw), len(prompts)), dtype=np.float32)
+        passes = one_ahead(self._detect_pairs(features, prompts))
+        return lambda: self._finish_text(features, np.array(min_scores, dtype=np.float32), passes)
+
+    @torch.inference_mode()
+    def _finish_text(
+        self, features: ImageFeatures, thresholds: npt.NDArray[np.float32], passes: Iterator[_Pass]
+    ) -> list[TextResult]:
+        presence = np.zeros((len(features.image_hw), len(thresholds)), dtype=np.float32)
         found: list[list[Instances]] = [[] for _ in features.image_hw]
-        for image_index, prompt_index, queries in self._detect_pairs(features, prompts):
-            scores = queries.scores
-            rows, columns = image_index.cpu().numpy(), prompt_index.cpu().numpy()
-            # With the best score, which is NaN if any is, in one transfer.
-            presence[rows, columns], _ = finite(torch.stack([queries.presence_logits.sigmoid(), scores.amax(dim=1)]))
-            keep = scores > thresholds[prompt_index, None]
-            with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
-                logits = mask_logits(
-                    self._model.detector_model, features.vision, image_index, queries, keep, self._faster
-                )
-            owner = keep.nonzero()[:, 0]
-            with gpu_stage("masks", self.device):
-                for image, part in group_by_image(
-                    features.image_hw, "text", (image_index[owner], prompt_index[owner]), scores[keep], logits
-                ):
-                    found[image].append(part)
+        for detected in passes:
+            with aside(self.device, detected.mark):
+                queries, images, prompts = detected.queries, detected.images, detected.prompts
+                # All that is decided here, in one transfer.
+                scores = finite(torch.cat([queries.presence_logits.sigmoid()[:, None], queries.scores], dim=1))
+                presence[images, prompts], scores = scores[:, 0], scores[:, 1:]
+                keep = scores > thresholds[prompts, None]
+                with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
+                    logits = mask_logits(
+                        self._model.detector_model, features.vision, torch.from_numpy(images), queries,
+                        torch.from_numpy(keep), self._faster,
+                    )  # fmt: skip
+                owner = keep.nonzero()[0]
+                with gpu_stage("masks", self.device):
+                    for image, part in group_by_image(
+                        features.image_hw, "text", (images[owner], prompts[owner]), scores[keep], logits
+                    ):
+                        found[image].append(part)
         return [
             TextResult(concatenate(parts, image_hw, "text"), presence[image])
             for image, (parts, image_hw) in enumerate(zip(found, features.image_hw, strict=True))
@@ -182,22 +227,19 @@ class TransformersSegmenter:
             with gpu_stage("masks", self.device):
                 for image, part in enumerate(chunk):
                     count = len(part)
-                    scores = torch.from_numpy(part.scores).to(iou) * iou[image, :count]
-                    indices = torch.full((count,), image), torch.from_numpy(part.prompt_index)
+                    scores = part.scores * finite(iou[image, :count])
+                    indices = np.full(count, image), part.prompt_index
                     grouped = group_by_image(features.image_hw, "boxes", indices, scores, logits[image, :count])
                     found[image].extend(instances for _, instances in grouped)
         return [concatenate(parts, hw, "boxes") for parts, hw in zip(found, features.image_hw, strict=True)]
 
-    def _detect_pairs(
-        self, features: ImageFeatures, prompts: Sequence[str]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, QueryOutput]]:
-        """The detector over all pairs, in passes of bounded size: indices of images, indices of prompts, output."""
+    def _detect_pairs(self, features: ImageFeatures, prompts: Sequence[str]) -> Iterator[_Pass]:
+        """The detector over all pairs, in passes of bounded size, each queued when it is asked for."""
         images = len(features.image_hw)
         if not (images and prompts):
             return
         texts = self._embed(prompts)
-        image_index = torch.arange(images, device=self.device).repeat_interleave(len(prompts))
-        prompt_index = torch.arange(len(prompts), device=self.device).repeat(images)
+        image_index, prompt_index = np.divmod(np.arange(images * len(prompts)), len(prompts))
         with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
             coarse, positions = features.vision.levels[-1], features.vision.positions[-1]
             tokens = image_tokens(self._model.detector_model, coarse, positions, self._faster)
@@ -207,12 +249,12 @@ class TransformersSegmenter:
         for start in range(0, len(image_index), size):
             pairs = slice(start, start + size)
             count = len(image_index[pairs])
+            # On the device, where nothing has to be waited for.
             padded = torch.arange(start, start + size, device=self.device) % len(image_index)
+            image, prompt = padded // len(prompts), padded % len(prompts)
             with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
-                output = detect(
-                    self._model.detector_model, image_index[padded], texts[prompt_index[padded]], tokens, self._faster
-                )
-            yield image_index[pairs], prompt_index[pairs], output[:count]
+                output = detect(self._model.detector_model, image, texts[prompt], tokens, self._faster)
+            yield _Pass(image_index[pairs], prompt_index[pairs], mark(self.device), output[:count])
 
     def _decode_boxes(
         self, features: ImageFeatures, boxes: Sequence[Boxes]

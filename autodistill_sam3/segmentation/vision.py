@@ -111,23 +111,25 @@ def vit_layer(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=attention.scaling
     )
     tokens = tokens + attention.o_proj(attended.transpose(1, 2).reshape(batch, count, width))
-    return tokens + _mlp(layer.mlp, layer.layer_norm2(tokens))
+    return tokens + mlp(layer.mlp, layer.layer_norm2(tokens))
 
 
-def _mlp(mlp: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """The MLP of a layer of the ViT.
+def mlp(module: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """A `Sam3MLP` over (..., C) tokens.
 
-    On a GPU in half precision with GELU in the product of matrices itself, in its tanh form: it deviates from the exact
-    one by a fifteenth of what half precision does (docs/performance.md), and saves reading and writing the widest
-    tensor of the model.
+    On a GPU in half precision with the activation in the product of matrices itself, which saves reading and writing
+    the widest tensor of the model. GELU is in its tanh form there: it deviates from the exact one by a fifteenth of
+    what half precision does (docs/performance.md). ReLU is the same.
     """
-    weight = mlp.fc1.weight
-    if not (weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16) and mlp.config.hidden_act == "gelu"):
-        output: torch.Tensor = mlp(tokens)
+    weight, activation = module.fc1.weight, module.config.hidden_act
+    is_half = weight.dtype in (torch.bfloat16, torch.float16)
+    if not (weight.is_cuda and is_half and activation in ("gelu", "relu")):
+        output: torch.Tensor = module(tokens)
         return output
     rows = tokens.to(weight.dtype).flatten(0, -2)
-    wide = torch._addmm_activation(mlp.fc1.bias.to(weight.dtype), rows, weight.t(), use_gelu=True)
-    narrow: torch.Tensor = mlp.fc2(wide)
+    bias = module.fc1.bias.to(weight.dtype)
+    wide = torch._addmm_activation(bias, rows, weight.t(), use_gelu=activation == "gelu")
+    narrow: torch.Tensor = module.fc2(wide)
     return narrow.view(tokens.shape)
 
 

@@ -7,6 +7,9 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def flags_as_before(monkeypatch):
-    for owner in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(owner, "allow_tf32", owner.allow_tf32)
+def flags_as_before():
+    owners = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [owner.allow_tf32 for owner in owners]
+    yield
+    for owner, value in zip(owners, before, strict=True):
+        owner.allow_tf32 = value

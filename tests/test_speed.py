@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,18 +116,31 @@ def test_compiled_on_a_gpu_equals_plain_on_a_cpu(images, precision):
 
 
 @given(st.integers(0, 9), st.integers(1, 4))
-def test_values_are_begun_before_results_are_waited_for(count, at_once):
-    events = []
+@settings(deadline=None)
+def test_values_are_begun_ahead_and_come_out_in_order(count, at_once):
+    begun, waited = [], []
 
     def begin(value):
-        events.append(("begun", value))
-        return lambda: (events.append(("waited for", value)), value)[1]
+        begun.append(value)
+        return lambda: waited.append(value) or value
 
-    assert list(in_order(begin, range(count), at_once=at_once)) == list(range(count))
-    for value in range(count):
-        begun, waited = events.index(("begun", value)), events.index(("waited for", value))
-        assert [name for name, _ in events[:waited]].count("begun") == min(value + at_once, count)
-        assert begun < waited
+    for place, value in enumerate(in_order(begin, range(count), at_once=at_once)):
+        assert value == place
+        assert len(begun) <= (1 if place == 0 else min(place + at_once, count))
+    assert begun == waited == list(range(count))
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_results_are_waited_for_while_others_are_begun(at_once):
+    begun = [threading.Event() for _ in range(9)]
+
+    def begin(value):
+        begun[value].set()
+        # The first is alone.
+        last = 0 if value == 0 else min(value + at_once - 1, 8)
+        return lambda: begun[last].wait(20)
+
+    assert all(in_order(begin, range(9), at_once=at_once))
 
 
 def test_an_error_comes_out_where_its_result_would():

@@ -162,7 +162,7 @@ class _Launch:
 
     def __init__(self, plan: LabelingPlan, round_: Round, make: MakeLabeler, devices: Sequence[str]) -> None:
         self._ledger = Ledger(round_)
-        self._tasks = [Task(plan, round_, make, device) for device in devices]
+        self._tasks = [Task(plan, round_, make, device, len(devices)) for device in devices]
         self._place = round_.output / SHARDS
         self._events: queue.Queue[_Event] = queue.Queue()
         self._workers: list[_Worker] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from autodistill_sam3.errors import SettingError
 from autodistill_sam3.labeling import LabelingPlan, label_images
 from autodistill_sam3.labeling.attempts import Attempts
 from autodistill_sam3.labeling.batches import PredictBatch
+from autodistill_sam3.labeling.encoding import Processes
 from autodistill_sam3.labeling.finish import open_dataset
 from autodistill_sam3.labeling.folder import read_run
 from autodistill_sam3.labeling.formats import Format
@@ -33,11 +34,13 @@ class Labeler:
         to_detections: As `label_images` takes it.
         settings: What decides which labels come out, to be compared with those of the plan; None where they must be
             equal.
+        processes: To encode in, from one shard to the next.
     """
 
     predict_batch: PredictBatch
     to_detections: Callable[[Any], sv.Detections] | None = None
     settings: dict[str, Any] | None = None
+    processes: Processes = field(default_factory=Processes)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -79,7 +82,8 @@ def label_shard(plan: LabelingPlan, shard: tuple[int, int], labeler: Labeler) ->
     if found is None or not found.shard(index).left:
         return sv.DetectionDataset(classes=list(plan.classes), images=[], annotations={})
     ours = found.shard(index)
-    work_on(plan, found, ours, labeler)
+    with labeler.processes:
+        work_on(plan, found, ours, labeler)
     return open_dataset(ours.place, Journal(ours.place.resolve() / JOURNAL), plan.classes)
 
 
@@ -91,6 +95,7 @@ def work_on(
     *,
     is_supervised: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    workers: int = 1,
 ) -> None:
     """Label what is left of a shard, and move it into place.
 
@@ -101,6 +106,7 @@ def work_on(
         labeler: The model.
         is_supervised: Whether somebody counts deaths, so that images that kill their worker are found out.
         on_progress: Called with the number of its images that are finished.
+        workers: How many share this machine.
     """
     if shard.is_complete:
         return
@@ -110,6 +116,8 @@ def work_on(
         left={image.name for image, is_left in images if is_left},
         attempts=partial(Attempts, shard.part) if is_supervised else None,
         on_progress=on_progress,
+        processes=labeler.processes,
+        workers=workers,
     )
     label_images(_plan_of(plan, round_, shard), labeler.predict_batch, labeler.to_detections, portion=portion)
     # Somebody else may have been at it, too, and faster.

@@ -35,12 +35,21 @@ STOP = "stop"
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker works at, the same for all of them but for the device. All of it can be pickled."""
+    """What a worker works at, the same for all of them but for the device. All of it can be pickled.
+
+    Attributes:
+        plan: Of the whole dataset.
+        round: Its shards.
+        make: Builds the model.
+        device: Where.
+        workers: How many there are.
+    """
 
     plan: LabelingPlan
     round: Round
     make: MakeLabeler
     device: str
+    workers: int
 
 
 def main() -> int:
@@ -78,11 +87,14 @@ def main() -> int:
 def _work(task: Task, commands: queue.Queue[int | None], say: _Say) -> None:
     labeler = task.make(task.device)
     say(ready=True)
-    while (index := commands.get()) is not None:
-        shard = task.round.shard(index)
-        progress = partial(_progress, say, index)
-        work_on(task.plan, task.round, shard, labeler, is_supervised=True, on_progress=progress)
-        say(done=index)
+    with labeler.processes:
+        while (index := commands.get()) is not None:
+            shard = task.round.shard(index)
+            progress = partial(_progress, say, index)
+            work_on(
+                task.plan, task.round, shard, labeler, is_supervised=True, on_progress=progress, workers=task.workers
+            )
+            say(done=index)
 
 
 def _progress(say: _Say, index: int, finished: int) -> None:

@@ -110,6 +110,63 @@ def record_of(job: Job, detections: sv.Detections) -> ImageRecord:
     }  # fmt: skip
 
 
+class Processes:
+    """Processes to encode in: started when they are needed, and kept for what comes until they are closed.
+
+    When one dies, the others are ended, and no new ones are started.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._has_failed = False
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def start(self, count: int) -> None:
+        """Start so many, unless there are some or it has failed before."""
+        if self._pool is not None or self._has_failed or not count:
+            return
+        # Unlike the processes of multiprocessing, loky's do not run the user's script again, which may have no main
+        # guard.
+        import loky
+
+        try:
+            self._pool = loky.ProcessPoolExecutor(
+                count, initializer=_prepare_process, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
+            )
+            # They start with the first call, and import while the model starts.
+            self._pool.submit(os.getpid)
+        except OSError as error:
+            self.give_up(error)
+
+    def submit(self, function: Callable[[Job], Encoded], job: Job) -> Future[Encoded] | None:
+        """The result that is to come, or None if there are no processes."""
+        if self._pool is None:
+            return None
+        try:
+            future: Future[Encoded] = self._pool.submit(function, job)
+        except (BrokenProcessPool, RuntimeError, OSError) as error:
+            self.give_up(error)
+            return None
+        return future
+
+    def give_up(self, error: Exception) -> None:
+        """Go on without."""
+        if not self._has_failed:
+            self._has_failed = True
+            logger.warning("Encoding goes on without processes of its own: %s", str(error).strip().partition("\n")[0])
+        self._close()
+
+    def _close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=True)
+
+
 class Encoder:
     """Encodes images in processes, or in the thread that asks for the result.
 
@@ -117,18 +174,11 @@ class Encoder:
 
     Args:
         encode: For one image.
-        processes: How many; 0 for none.
+        processes: Started or not.
     """
 
-    def __init__(self, encode: Encode, processes: int = 0) -> None:
-        self._encode = encode
-        self._pool = _start(processes) if processes else None
-
-    def __enter__(self) -> Encoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __init__(self, encode: Encode, processes: Processes) -> None:
+        self._encode, self._processes = encode, processes
 
     def submit(self, job: Job) -> Callable[[], Encoded]:
         """Start on an image.
@@ -136,12 +186,7 @@ class Encoder:
         Returns:
             A function that waits for the result, to be called from one thread at a time.
         """
-        pool, future = self._pool, None
-        if pool is not None:
-            try:
-                future = pool.submit(self._encode, job)
-            except (BrokenProcessPool, RuntimeError, OSError) as error:
-                self._give_up(error)
+        future = self._processes.submit(self._encode, job)
         return lambda: self._result(job, future)
 
     def _result(self, job: Job, future: Future[Encoded] | None) -> Encoded:
@@ -150,7 +195,7 @@ class Encoder:
             try:
                 encoded = future.result()
             except (BrokenProcessPool, pickle.PicklingError) as error:
-                self._give_up(error)
+                self._processes.give_up(error)
         encoded = self._encode(job) if encoded is None else encoded
         times = current()
         if times is not None:
@@ -158,37 +203,19 @@ class Encoder:
                 times.add(name, seconds)
         return encoded
 
-    def _give_up(self, error: Exception) -> None:
-        if self._pool is not None:
-            logger.warning("Encoding goes on without processes of its own: %s", str(error).strip().partition("\n")[0])
-            self._close()
 
-    def _close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, kill_workers=True)
+def processes_for(images: int, *, on_gpu: bool, workers: int = 1) -> int:
+    """How many processes encode: none without a GPU to keep busy, and none for few images.
 
-
-def processes_for(images: int, *, on_gpu: bool) -> int:
-    """How many processes encode: none without a GPU to keep busy, and none for few images."""
+    Args:
+        images: That are to be labelled.
+        on_gpu: Whether the model runs on one.
+        workers: That share this machine's cores.
+    """
+    if not on_gpu or images < MIN_IMAGES_FOR_PROCESSES:
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MAX_PROCESSES, cores - 2)) if on_gpu and images >= MIN_IMAGES_FOR_PROCESSES else 0
-
-
-def _start(processes: int) -> Any:
-    # Unlike the processes of multiprocessing, loky's do not run the user's script again, which may have no main guard.
-    import loky
-
-    try:
-        pool = loky.ProcessPoolExecutor(
-            processes, initializer=_prepare_process, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
-        )
-        # They start with the first call, and import while the model starts.
-        pool.submit(os.getpid)
-    except OSError as error:
-        logger.warning("Encoding goes on without processes of its own: %s", error)
-        return None
-    return pool
+    return max(1, min(_MAX_PROCESSES, cores // workers - 2))
 
 
 def _prepare_process(parent: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from autodistill_sam3.labeling.attempts import Attempts
+from autodistill_sam3.labeling.encoding import Processes
 from autodistill_sam3.labeling.names import SourceImage
 
 
@@ -19,9 +20,13 @@ class Portion:
         left: The names of those that are to be labelled; the others are finished elsewhere, and only fill their batch.
         attempts: Called before images are tried, and asked for suspects; None where nobody supervises the run.
         on_progress: Called with the number of images that are finished, each time that there are more.
+        processes: To encode in, kept for the next portion; None has a run start and end its own.
+        workers: How many runs share this machine.
     """
 
     images: Sequence[SourceImage]
     left: AbstractSet[str]
     attempts: Callable[[], Attempts] | None = None
     on_progress: Callable[[int], None] | None = None
+    processes: Processes | None = None
+    workers: int = 1

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from autodistill_sam3.labeling import folder
 from autodistill_sam3.labeling.attempts import Attempts
 from autodistill_sam3.labeling.batches import BatchPredictor, Outcome, PredictBatch
-from autodistill_sam3.labeling.encoding import Encode, Encoder, Job, ToDetections, processes_for
+from autodistill_sam3.labeling.encoding import Encode, Encoder, Job, Processes, ToDetections, processes_for
 from autodistill_sam3.labeling.finish import open_dataset, write_pages, write_summaries
 from autodistill_sam3.labeling.inputs import find_images, searched_folder
 from autodistill_sam3.labeling.interrupt import Interruption, interruptible
@@ -32,9 +32,9 @@ from autodistill_sam3.stages import recording
 
 logger = logging.getLogger("autodistill_sam3")
 
-# While one has its numbers turned into masks on the CPU, the GPU computes the other. They are begun by one thread: two
-# would take Python's lock from each other at every operation that they queue, and be slower than one after the other.
-BATCHES_ON_GPU = 2
+# One has its numbers turned into masks, one is computed, one is queued behind it. One thread begins them all: two would
+# take Python's lock from each other at every operation that they queue, and be slower than one after the other.
+BATCHES_ON_GPU = 3
 
 
 def label_images(
@@ -51,8 +51,9 @@ def label_images(
     whatever is finished of it, and padded to one size, so that a run that was stopped computes what it would have.
 
     While the model sees a batch, the next ones are read and earlier ones are written, in threads. The model is called
-    in the caller's thread, batch by batch; with `plan.on_gpu` it begins with a batch before the result of the one
-    before is waited for. What is written, and in which order, does not depend on who is faster.
+    in the caller's thread, batch by batch; with `plan.on_gpu` it begins with a batch before the results of those
+    before are there, which another thread waits for. What is written, and in which order, does not depend on who is
+    faster.
 
     Args:
         plan: What to label and how to write it.
@@ -132,15 +133,15 @@ class _Labeling:
     def run(self, images: Sequence[SourceImage], predict_batch: PredictBatch) -> None:
         """Label what is left of the images, in batches cut from all of them."""
         plan, left = self._plan, self._left.stems
-        processes = processes_for(len(left), on_gpu=plan.on_gpu)
         with (
             interruptible() as interruption,
             _progress_bar(plan, len(images), len(left)) as bar,
-            Encoder(self._encode, processes) as encoder,
+            self._processes() as processes,
             Writer(plan, self._journal, self._left, lambda count: self._written(count, bar)) as writer,
             _stopping_at_once(interruption, writer),
             quick_switches() if plan.on_gpu else contextlib.nullcontext(),
         ):
+            encoder = Encoder(self._encode, processes)
             model = _Model(predict_batch, self._journal.batch_size or plan.batch_size, encoder, self._clock)
             self._written(0, bar)
             if self._attempts is not None:
@@ -149,6 +150,19 @@ class _Labeling:
         if writer.quarantined and self._portion is None:
             place = plan.output / QUARANTINE
             logger.warning("%d of %d images are left out; %s says why", writer.quarantined, len(images), place)
+
+    @contextlib.contextmanager
+    def _processes(self) -> Iterator[Processes]:
+        """The processes of this run, or those that the portion came with."""
+        workers = 1 if self._portion is None else self._portion.workers
+        count = processes_for(len(self._left.stems), on_gpu=self._plan.on_gpu, workers=workers)
+        if self._portion is not None and self._portion.processes is not None:
+            self._portion.processes.start(count)
+            yield self._portion.processes
+            return
+        with Processes() as own:
+            own.start(count)
+            yield own
 
     def _label(self, images: Sequence[SourceImage], model: _Model, writer: Writer, interruption: Interruption) -> None:
         with contextlib.closing(read_ahead(self._batches(images), self._read)) as batches:

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from autodistill_sam3.instances import compact_masks, compact_masks_from_runs
 
 # Of masks in the image's size that are on a GPU at a time.
-_PIXELS_PER_PASS = 2**26
+_PIXELS_PER_PASS = 2**27
 
 Crop = tuple[npt.NDArray[np.bool_], int, int]
 
@@ -52,15 +52,13 @@ def mask_runs(
         turned = part.transpose(1, 2)[:, None].float().contiguous()
         pixels = interpolate(turned, size=image_hw[::-1], mode="bilinear", align_corners=False) > 0
         columns = pixels.view(len(part), size)
-        changes = (columns[:, 1:] != columns[:, :-1]).flatten().nonzero()[:, 0].cpu().numpy()
-        mask, place = np.divmod(changes, size - 1)
-        ends = np.searchsorted(mask, np.arange(len(part) + 1))
-        for (first, last), (begins, stays) in zip(
-            itertools.pairwise(ends), columns[:, [0, -1]].cpu().tolist(), strict=True
-        ):
-            # A run at the first or the last pixel begins or stops without a change.
-            edges = np.concatenate([[0] * begins, place[first:last] + 1, [size] * stays]).astype(np.int64)
-            runs.append((edges[::2], edges[1::2]))
+        # Whether a run starts or stops in front of each pixel, and behind the last one.
+        changes = columns.new_empty(len(part), size + 1)
+        changes[:, 0], changes[:, -1] = columns[:, 0], columns[:, -1]
+        torch.ne(columns[:, 1:], columns[:, :-1], out=changes[:, 1:-1])
+        mask, place = np.divmod(changes.flatten().nonzero()[:, 0].cpu().numpy(), size + 1)
+        for first, last in itertools.pairwise(np.searchsorted(mask, np.arange(len(part) + 1))):
+            runs.append((place[first:last:2], place[first + 1 : last : 2]))
     return runs
 
 

@@ -55,9 +55,9 @@ def preprocess(images: Sequence[RGBImage], side: int, device: torch.device) -> t
     As `Sam3ImageProcessor` and the official package do it: resized as ``uint8``, bilinear and antialiased, whatever the
     aspect. The device gets the images as they lie in memory, since reordering channels is dear on a CPU.
     """
-    resized = [
-        resize(torch.from_numpy(image).to(device).permute(2, 0, 1), [side, side], antialias=True) for image in images
-    ]
+    # All are copied before the first is resized: each copy is waited for, with what was queued before it.
+    copied = [torch.from_numpy(image).to(device) for image in images]
+    resized = [resize(image.permute(2, 0, 1), [side, side], antialias=True) for image in copied]
     return (torch.stack(resized).float() - 127.5) / 127.5
 
 

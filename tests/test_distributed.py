@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from labelers import discs
 from PIL import Image
 from test_resume import digest, journal_of, save_noise
-from workers import Model
+from workers import Model, Seeing
 
 from autodistill_sam3 import DeviceError, InputFolderError, LabelingError, OutputFolderError, SettingError
 from autodistill_sam3.cli import main
@@ -306,6 +306,17 @@ def test_devices_that_are_not_there():
         device_names([])
 
 
+@pytest.mark.parametrize(("visible", "seen"), [(None, {"0", "1"}), ("4,6", {"4", "6"})])
+def test_each_worker_sees_its_gpu_alone(plan, tmp_path, monkeypatch, visible, seen):
+    """What is compiled names its GPU: under one name for all, it is compiled once, and to the same code."""
+    (tmp_path / "seen").mkdir()
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    label_on_devices(plan, Seeing(tmp_path / "seen"), ["cuda:0", "cuda:1"])
+    told = {path.read_text() for path in (tmp_path / "seen").iterdir()}
+    assert told == {f"cuda:0 {number}" for number in seen}
+
+
 def test_deaths_are_counted_against_what_was_in_hand(tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"source": "a"}\n{"event": "writing", "images": []}\n{"sou')
     (tmp_path / "quarantine.jsonl").write_text('{"source": "b", "reason": "broken"}\n')
@@ -397,7 +408,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from workers import Model
+from workers import Model, Seeing
 from test_distributed import plan_for
 from autodistill_sam3.distributed import label_on_devices
 print("begun", flush=True)

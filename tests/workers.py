@@ -77,3 +77,14 @@ class Model:
             return real(path)
 
         reading.load_image = load
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """Writes down which device it was given, and which GPUs its process sees."""
+
+    place: Path
+
+    def __call__(self, device):
+        (self.place / str(os.getpid())).write_text(f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+        return Labeler(discs, settings=settings())

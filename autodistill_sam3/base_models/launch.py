@@ -64,11 +64,6 @@ class Recipe:
         return cls(type(model), ontology, keywords, tile, nms, has_settings)
 
     def __call__(self, device: str) -> Labeler:
-        if device.startswith("cuda:"):
-            import torch
-
-            # What asks for "the" GPU must not open a context on another worker's.
-            torch.cuda.set_device(device)
         model = self.model(self.ontology, **self.keywords, device=device)
         return model.labeler(self.tile, self.nms, has_settings=self.has_settings)
 

@@ -56,6 +56,26 @@ def device_names(gpus: Sequence[int | str]) -> list[str]:
     return names
 
 
+def alone(device: str, visible: str | None) -> tuple[str, dict[str, str]]:
+    """What a device is called where there is no other, so that what is compiled for one GPU serves all of its kind.
+
+    Args:
+        device: Its name here.
+        visible: `CUDA_VISIBLE_DEVICES` here.
+
+    Returns:
+        Its name there, and what the environment there has to have.
+
+    Example:
+        >>> alone("cuda:1", None), alone("cuda:1", "4,6"), alone("cpu", None)
+        (('cuda:0', {'CUDA_VISIBLE_DEVICES': '1'}), ('cuda:0', {'CUDA_VISIBLE_DEVICES': '6'}), ('cpu', {}))
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not index:
+        return device, {}
+    return "cuda:0", {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(index)].strip() if visible else index}
+
+
 def label_on_devices(plan: LabelingPlan, make: MakeLabeler, devices: Sequence[str]) -> sv.DetectionDataset:
     """Label images with a process per device.
 
@@ -102,14 +122,15 @@ class _Worker:
         command = [sys.executable, "-P", "-m", "autodistill_sam3.distributed"]
         root = str(Path(autodistill_sam3.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        device, environment = alone(task.device, os.environ.get("CUDA_VISIBLE_DEVICES"))
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | {"PYTHONPATH": path} | environment,
                 # Ctrl-C reaches the parent alone, which passes it on in order.
                 start_new_session=True,
             )  # fmt: skip
-        self._send(pickle.dumps(sys.path) + pickle.dumps(task))
+        self._send(pickle.dumps(sys.path) + pickle.dumps(replace(task, device=device)))
         threading.Thread(target=self._listen, args=(cast(IO[bytes], self._process.stdout), events), daemon=True).start()
 
     def give(self, shard: Shard) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,10 +23,10 @@ T = TypeVar("T")
 # photographs by 16 or more.
 NEAR_DUPLICATE_BITS = 6
 
-_HASH_BITS = 64
-# With one band more than bits may differ, two hashes that are near agree in one band at least.
-_BANDS = np.array_split(np.arange(_HASH_BITS), NEAR_DUPLICATE_BITS + 1)
-_BAND_MASKS = [sum(1 << int(bit) for bit in band) for band in _BANDS]
+_BAND_BITS = 16
+_BAND_STARTS = range(0, 64, _BAND_BITS)
+# Of two hashes that are near, one band of four differs by one bit at most. With bands so long, few others do.
+_BAND_CHANGES = [0, *(1 << bit for bit in range(_BAND_BITS))]
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ class NearDuplicates(Generic[T]):
     def __init__(self) -> None:
         self._values: list[T] = []
         self._hashes: list[int] = []
-        self._bands: list[dict[int, list[int]]] = [{} for _ in _BAND_MASKS]
+        self._bands: list[dict[int, list[int]]] = [{} for _ in _BAND_STARTS]
 
     def add(self, phash: str, value: T) -> None:
         """Make an image known."""
         bits = int(phash, 16)
-        for mask, band in zip(_BAND_MASKS, self._bands, strict=True):
-            band.setdefault(bits & mask, []).append(len(self._values))
+        for part, band in self._parts(bits):
+            band.setdefault(part, []).append(len(self._values))
         self._values.append(value)
         self._hashes.append(bits)
 
@@ -113,11 +114,17 @@ class NearDuplicates(Generic[T]):
         """What is known of the image that was added first among those that are near; None if none is."""
         bits = int(phash, 16)
         firsts = []
-        for mask, band in zip(_BAND_MASKS, self._bands, strict=True):
-            places = band.get(bits & mask, ())
-            near = (place for place in places if (self._hashes[place] ^ bits).bit_count() <= NEAR_DUPLICATE_BITS)
-            firsts += [place for place in [next(near, None)] if place is not None]
+        for part, band in self._parts(bits):
+            for change in _BAND_CHANGES:
+                for place in band.get(part ^ change, ()):
+                    if (self._hashes[place] ^ bits).bit_count() <= NEAR_DUPLICATE_BITS:
+                        firsts.append(place)
+                        break
         return self._values[min(firsts)] if firsts else None
+
+    def _parts(self, bits: int) -> Iterator[tuple[int, dict[int, list[int]]]]:
+        for start, band in zip(_BAND_STARTS, self._bands, strict=True):
+            yield bits >> start & (1 << _BAND_BITS) - 1, band
 
 
 def _reduced(image: RGBImage) -> RGBImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import time
@@ -357,6 +358,20 @@ def test_command(command, tmp_path, capsys):
     assert 0 < content["calibration"]["confidence"]["1"] < 1
     assert "matmul_tflops" in capsys.readouterr().out
     assert "TFLOP/s" in (tmp_path / "out" / "benchmark.md").read_text()
+
+
+def test_kernels_are_added_up(settings, tmp_path, monkeypatch):
+    shutil.copytree(settings.pictures, tmp_path / "pictures")
+    content = {
+        "device_type": "cpu", "settings": {"checkpoint": "shapes", "bpe_path": None, "classes": [1]},
+        "calibration": {"confidence": {"1": 0.5}},
+    }  # fmt: skip
+    (tmp_path / "benchmark.json").write_text(json.dumps(content))
+    monkeypatch.syspath_prepend(REPOSITORY / "examples")
+    first, *lines = importlib.import_module("profile_kernels").report(tmp_path, 3)
+    kinds = [float(line.split()[0]) for line in lines[:-3]]
+    assert len(kinds) == 5 and min(kinds) > 0
+    assert float(first.split(":")[1].split()[0]) == pytest.approx(sum(kinds), abs=0.05)
 
 
 @pytest.mark.slow

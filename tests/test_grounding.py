@@ -102,6 +102,25 @@ def test_batched_equals_single(shapes_grounder, images, monkeypatch):
             np.testing.assert_allclose(alone.scores, boxes.scores[own], atol=1e-4)
 
 
+def test_padding_changes_nothing(shapes_grounder, images, monkeypatch):
+    sizes = []
+    encoder = shapes_grounder._model.model.language_model.encoder
+    handle = encoder.register_forward_pre_hook(
+        lambda _, __, keywords: sizes.append(len(keywords["inputs_embeds"])), with_kwargs=True
+    )
+    wanted = [[0, 1], [], [2], [1]]
+    try:
+        plain = shapes_grounder.ground(images, PROMPTS, wanted)
+        monkeypatch.setattr(shapes_grounder, "_step", florence2.SEQUENCES_STEP)
+        padded = shapes_grounder.ground(images, PROMPTS, wanted)
+    finally:
+        handle.remove()
+    assert sizes == [4, florence2.SEQUENCES_STEP]
+    for one, other in zip(plain, padded, strict=True):
+        assert_same(one, other)
+        assert one.prompt_index.tolist() == other.prompt_index.tolist()
+
+
 def test_one_vision_pass_per_batch_of_images(shapes_grounder, images):
     seen = []
     tower = shapes_grounder._model.model.vision_tower

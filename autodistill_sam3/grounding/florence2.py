@@ -40,6 +40,7 @@ MAX_PROMPT_TOKENS = 64
 # Room for about 60 boxes of one prompt in one image.
 MAX_NEW_TOKENS = 256
 SEQUENCES_PER_PASS = 64
+SEQUENCES_STEP = 8
 
 
 class Florence2Grounder:
@@ -69,6 +70,8 @@ class Florence2Grounder:
         self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
         self._tokenizer = tokenizer
         self._processor = image_processor
+        # On a GPU in few sizes, since attention is prepared anew for each.
+        self._step = SEQUENCES_STEP if self.device.type == "cuda" else 1
         self._first_location_id: Any = tokenizer.convert_tokens_to_ids("<loc_0>")
         language = self._model.model.language_model
         towers = (self._model.model.vision_tower, self._model.model.multi_modal_projector)
@@ -127,8 +130,9 @@ class Florence2Grounder:
             answers: list[Answer] = []
             for start in range(0, len(pairs), SEQUENCES_PER_PASS):
                 chunk = pairs[start : start + SEQUENCES_PER_PASS]
-                image_index = torch.tensor([asked.index(image) for image, _ in chunk], device=self.device)
-                answers += self._answer(visual[image_index], [texts[prompt] for _, prompt in chunk])
+                padded = chunk + chunk[:1] * (-len(chunk) % self._step)
+                image_index = torch.tensor([asked.index(image) for image, _ in padded], device=self.device)
+                answers += self._answer(visual[image_index], [texts[prompt] for _, prompt in padded])[: len(chunk)]
         return list(_boxes_per_image(images, pairs, answers))
 
     def _encode_images(self, images: Sequence[RGBImage]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -629,18 +630,19 @@ def bombs():
 
 
 LIMITED = """
-import resource, sys
+import sys
 from pathlib import Path
 from PIL import Image
+from memory import peak_mb
 from autodistill_sam3.errors import ImageError
 from autodistill_sam3.images import load_image
-before, limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, Image.MAX_IMAGE_PIXELS
+before, limit = peak_mb(), Image.MAX_IMAGE_PIXELS
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         print(path.name, load_image(path).shape)
     except ImageError as error:
         print(path.name, "refused:", error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB")
+print(round(peak_mb() - before), "MB")
 assert limit == Image.MAX_IMAGE_PIXELS
 """
 
@@ -649,8 +651,9 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path):
     for name, content in bombs():
         (tmp_path / name).write_bytes(content)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-W", "error", "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
     *lines, memory = done.stdout.splitlines()
     assert len(lines) == 9
     for line in lines:

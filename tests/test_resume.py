@@ -472,6 +472,7 @@ LABEL_TO = """
 import resource, sys
 from pathlib import Path
 from labelers import discs
+from memory import peak_mb
 from autodistill_sam3.labeling import LabelingPlan, label_images
 source, output = map(Path, sys.argv[1:3])
 limit = int(sys.argv[3]) or None
@@ -480,7 +481,7 @@ if len(sys.argv) > 4:
 plan = LabelingPlan(source, output, ("ball", "box"), {}, limit=limit, batch_size=4, progress=False)
 dataset = label_images(plan, discs)
 objects = sum(len(detections) for _, _, detections in dataset)
-print(objects, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(objects, round(peak_mb()))
 """
 
 

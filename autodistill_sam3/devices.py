@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from autodistill_sam3.errors import DeviceError, OutOfMemoryError, SettingError
 from autodistill_sam3.stages import current, stage
@@ -16,8 +15,10 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 T = TypeVar("T")
 
-_streams = threading.local()
-# What 20 prompts and 20 masks an image take, with two batches in flight: 13 GB were reserved beside the weights at
+# Streams beside the queue that no thread uses at the moment. Memory that was used in one is never used in another, so
+# that there must not be more than threads.
+_idle_streams: dict[str, list[Any]] = {}
+# More than 20 prompts and 20 masks an image take with three batches in flight: 9 GB were reserved, weights included, at
 # batch 8 (docs/performance.md).
 _BYTES_PER_IMAGE = 1.7e9
 
@@ -43,7 +44,7 @@ def select_device(device: str | None = None) -> torch.device:
 
     has_mps = torch.backends.mps.is_available()
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         selected = torch.device(device)
     except RuntimeError as error:
@@ -53,6 +54,9 @@ def select_device(device: str | None = None) -> torch.device:
         raise DeviceError(f"Expected one of the {available} CUDA devices of this machine, received {device!r}")
     if selected.type == "mps" and not has_mps:
         raise DeviceError("This machine has no MPS device; pass device='cpu'")
+    if selected.type == "cuda" and selected.index is None:
+        # By its number, since each thread has a current device of its own.
+        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
     return selected
 
 
@@ -132,6 +136,30 @@ def gpu_stage(name: str, device: torch.device) -> Iterator[None]:
     times.add_gpu(name, interval)
 
 
+@contextlib.contextmanager
+def queue(device: torch.device, stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """A context in which this thread adds to what another one has queued on a GPU.
+
+    Args:
+        device: Where.
+        stream: From :func:`queue_of`, in the other thread.
+    """
+    import torch
+
+    if stream is None:
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+
+
+def queue_of(device: torch.device) -> torch.cuda.Stream | None:
+    """Where this thread's work on a GPU goes; None on other devices."""
+    import torch
+
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
 def mark(device: torch.device) -> torch.cuda.Event | None:
     """A point behind all that this thread has queued on a GPU so far; None on other devices."""
     import torch
@@ -162,9 +190,10 @@ def follow(event: torch.cuda.Event | None, *tensors: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def aside(device: torch.device, after: torch.cuda.Event | None = None) -> Iterator[None]:
-    """A context in which this thread's work goes past what it has queued on a GPU, the next batch, say.
+    """A context in which this thread's work goes past what is queued on a GPU, the next batch, say.
 
-    It is for work whose result is waited for in the context: tensors of the queue must outlive their use here.
+    Tensors of the queue must outlive their use here, so results are waited for in the context. What is made here for
+    the queue goes through :func:`follow`.
 
     Args:
         device: Where.
@@ -175,16 +204,22 @@ def aside(device: torch.device, after: torch.cuda.Event | None = None) -> Iterat
     if device.type != "cuda":
         yield
         return
-    streams = _streams.__dict__
-    if str(device) not in streams:
-        streams[str(device)] = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(streams[str(device)]):
-        follow(after)
-        yield
+    idle = _idle_streams.setdefault(str(device), [])
+    try:
+        stream = idle.pop()
+    except IndexError:
+        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    try:
+        # The device as well: leaving a stream goes back to the one of the device before.
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            follow(after)
+            yield
+    finally:
+        idle.append(stream)
 
 
 def batch_that_fits(device: torch.device, largest: int) -> int:
-    """The images that a batch may have so that two batches at once fit the memory that is free, at full size.
+    """The images that a batch may have so that three batches at once fit the memory that is free, at full size.
 
     Args:
         device: With the models loaded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import importlib
 import json
@@ -14,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -329,6 +331,79 @@ def test_batches_in_flight_when_memory_ends_are_done_in_the_smaller_size(tmp_pat
     # The third batch may have been begun in the old size, and is not waited for then.
     assert [size for _, size in counted] == [4, 2, 2, 2, 2]
     assert not (plan.output / "quarantine.jsonl").exists()
+
+
+class Held:
+    """What a model holds for a batch."""
+
+
+def test_what_was_begun_is_let_go_when_memory_ends(tmp_path):
+    plan = plan_for(tmp_path, 16, on_gpu=True, batch_size=4)
+    held, alive = [], []
+
+    def model(images):
+        own = Held()
+        held.append(weakref.ref(own))
+        number = len(held)
+
+        def wait():
+            if number == 2:
+                # Not before the batches behind this one are begun.
+                assert wait_until(lambda: len(held) >= 4)
+                raise OutOfMemoryError(f"too much beside {own}")
+            if len(images) == 2:
+                alive.append([index for index, other in enumerate(held[:4]) if other() is not None])
+            return discs(images)
+
+        return wait
+
+    gc.disable()
+    try:
+        assert len(label_images(plan, model)) == 16
+    finally:
+        gc.enable()
+    assert alive[0] == []
+
+
+def test_a_model_is_checked_with_less_where_memory_is_short(tmp_path):
+    plan = plan_for(tmp_path, 5, on_gpu=True, batch_size=4)
+    Image.new("RGB", (22, 31)).save(plan.source / "zzz.png")
+    (plan.source / "004.png").unlink()
+
+    def model(images):
+        if any(image.shape[:2] == (31, 22) for image in images):
+            raise ValueError("no such shape")
+        if len(images) == 4 and all(image.shape[:2] == (64, 64) for image in images):
+            raise OutOfMemoryError("too much beside what is begun")
+        return discs(images)
+
+    assert len(label_images(plan, model)) == 4
+    [item] = read_quarantine(plan.output)
+    assert item["source"] == "zzz.png"
+
+
+def test_a_job_that_cannot_be_sent_ends_no_run(tmp_path):
+    count = encoding.MIN_IMAGES_FOR_PROCESSES
+    plan = plan_for(tmp_path, count, batch_size=8)
+    label_images(plan, list, discs_from_scratch)
+
+    def model(images):
+        # A lock cannot be pickled, the others wait behind it.
+        return [partial(unsendable, images[0], threading.Lock()), *images[1:]]
+
+    output = tmp_path / "there"
+    label_images(replace(plan, output=output, on_gpu=True), model, partial(discs_of_either, home=os.getpid()))
+    assert digest(output) == digest(plan.output)
+
+
+def unsendable(image, _):
+    return image
+
+
+def discs_of_either(seen, home):
+    # So that others wait when one cannot be sent.
+    time.sleep(0 if os.getpid() == home else 0.1)
+    return discs_from_scratch(seen() if callable(seen) else seen)
 
 
 def test_what_cannot_be_interpreted_is_left_out_and_a_bug_ends_the_run(tmp_path):

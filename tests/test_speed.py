@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ from autodistill_sam3.devices import batch_that_fits
 from autodistill_sam3.errors import InputFolderError
 from autodistill_sam3.labeling import find_images, has_at_least
 from autodistill_sam3.labeling.overlap import in_order
+from autodistill_sam3.queueing import one_ahead
 from autodistill_sam3.segmentation import transformers_segmenter
 from autodistill_sam3.segmentation.compiling import compiled
-from autodistill_sam3.segmentation.queueing import one_ahead
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 from autodistill_sam3.stages import StageTimes
 from autodistill_sam3.weights import SAM3, find_checkpoint
@@ -103,6 +102,41 @@ def test_the_functions_can_be_traced(images):
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_compiled_equals_plain(images):
     assert_compiled_equals_plain(compiled, [images[:1], images], PROMPTS, 0.05)
+
+
+def test_what_is_compiled_runs_while_another_thread_compiles(monkeypatch):
+    """Torch marks the whole process as tracing, and what is compiled already then refuses to run."""
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_with(function, backend="aot_eager"))
+
+    def quick(values):
+        return values + 1
+
+    def long(values):
+        for _ in range(300):
+            values = values * 1.5 + values.sin()
+        return values
+
+    values, one, other = torch.ones(4), compiled(quick), compiled(long)
+    one(values)
+    thread = threading.Thread(target=other, args=(values,))
+    thread.start()
+    calls = 0
+    while thread.is_alive():
+        one(values)
+        calls += 1
+    thread.join()
+    assert calls
+
+
+def test_a_gpu_is_called_by_its_number(monkeypatch):
+    """Each thread has a current GPU of its own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.select_device() == torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert devices.select_device("cuda") == torch.device("cuda:1")
 
 
 @pytest.mark.gpu
@@ -209,9 +243,9 @@ def test_the_batch_fits_the_free_memory(monkeypatch, free_gb, batch):
 def test_streams_are_for_gpus_alone():
     cpu = torch.device("cpu")
     devices.follow(devices.mark(cpu))
-    with devices.aside(cpu):
+    with devices.aside(cpu), devices.queue(cpu, devices.queue_of(cpu)):
         pass
-    assert not vars(SimpleNamespace(**devices._streams.__dict__))
+    assert not devices._idle_streams
 
 
 @pytest.mark.parametrize("count", range(6))

@@ -256,7 +256,8 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             plot=plot,
             overwrite=overwrite,
             progress=progress,
-            on_gpu=model._device_type != "cpu",
+            # Two threads that queue work on Apple's GPUs crash torch 2.14 (pytorch#197805).
+            on_gpu=model._device_type == "cuda",
         )
         dataset = launch.label(plan, model, side, nms)
         if human_in_the_loop:
@@ -359,8 +360,9 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         """Detections of images that are seen tile by tile."""
         fuse = self._interpretation(keep_both=True)
 
-        def detect(batch: Sequence[RGBImage]) -> list[sv.Detections]:
-            return [fuse(seen) for seen in self._see(batch)]
+        def detect(batch: Sequence[RGBImage]) -> Callable[[], list[sv.Detections]]:
+            finish = self._begin_seeing(batch)
+            return lambda: [fuse(seen) for seen in finish()]
 
         return detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
 

@@ -40,10 +40,17 @@ class RayWorkers:
     Attributes:
         count: How many workers.
         device: "cuda" for workers with a GPU each, or "cpu".
+        machines: That the cluster has.
     """
 
     count: int
     device: str
+    machines: int = 1
+
+    @property
+    def on_a_machine(self) -> int:
+        """How many share one, if they are spread evenly."""
+        return -(-self.count // self.machines)
 
 
 def ray_workers(count: int | None = None, device: str | None = None) -> RayWorkers:
@@ -73,7 +80,7 @@ def ray_workers(count: int | None = None, device: str | None = None) -> RayWorke
         raise DeviceError(
             f"Expected a Ray cluster with {wanted} {kind}s, received one with {has[kind]}. Ask for fewer."
         )
-    return RayWorkers(wanted, chosen)
+    return RayWorkers(wanted, chosen, max(1, sum(node["Alive"] for node in ray.nodes())))
 
 
 def label_with_ray(plan: LabelingPlan, make: MakeLabeler, workers: RayWorkers) -> sv.DetectionDataset:
@@ -116,15 +123,15 @@ class _Actor:
         """What decides which labels come out."""
         return self._labeler.settings or {}
 
-    def label(self, plan: LabelingPlan, round_: Round, index: int) -> bool:
-        """Label a shard; False if it was told to stop."""
+    def label(self, plan: LabelingPlan, round_: Round, index: int, workers: int) -> bool:
+        """Label a shard beside other workers of the machine; False if it was told to stop."""
         is_over = threading.Event()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)
             watch = (round_.output / SHARDS / _STOP, is_over)
             threading.Thread(target=_interrupt_when_told, args=watch, daemon=True).start()
         try:
-            work_on(plan, round_, round_.shard(index), self._labeler, is_supervised=True)
+            work_on(plan, round_, round_.shard(index), self._labeler, is_supervised=True, workers=workers)
         except KeyboardInterrupt:
             return False
         finally:
@@ -210,7 +217,7 @@ class _Launch:
         if shard is None:
             _ray().kill(call.actor)
         else:
-            future = call.actor.label.remote(self.plan, self._round, shard.index)
+            future = call.actor.label.remote(self.plan, self._round, shard.index, self._workers.on_a_machine)
             self._calls[future] = _Call(call.actor, shard)
 
     def _check(self, settings: dict[str, Any]) -> None:

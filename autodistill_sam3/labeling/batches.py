@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +19,7 @@ logger = logging.getLogger("autodistill_sam3")
 # function that waits for it.
 PredictBatch: TypeAlias = Callable[[Sequence[RGBImage]], "Sequence[Any] | Callable[[], Sequence[Any]]"]
 Outcome: TypeAlias = Any
-_Begun: TypeAlias = Callable[[], Sequence[Any]]
+_Wait: TypeAlias = Callable[[], Sequence[Any]]
 
 # Stands in for images that are not there.
 PADDING: RGBImage = np.full((64, 64, 3), 128, dtype=np.uint8)
@@ -25,6 +27,18 @@ PADDING: RGBImage = np.full((64, 64, 3), 128, dtype=np.uint8)
 
 class _WrongCountError(LabelingError):
     """A model gave something other than what it has to give."""
+
+
+class _Begun:
+    """What a model has begun with, for as long as it is wanted."""
+
+    def __init__(self, size: int, wait: _Wait | None) -> None:
+        self._size, self._wait = size, wait
+
+    def take(self, size: int) -> _Wait | None:
+        """It, once, if the batch has this size; from then on nothing is kept."""
+        wait, self._wait = self._wait, None
+        return wait if size == self._size else None
 
 
 class BatchPredictor:
@@ -40,6 +54,8 @@ class BatchPredictor:
         self._predict_batch = predict_batch
         self._size = batch_size
         self._on_shrink = on_shrink
+        # What is not waited for yet.
+        self._begun: list[_Begun] = []
 
     def begin(self, images: Sequence[RGBImage | None]) -> Callable[[], list[Outcome]]:
         """Have the model begin with a batch, so that it works while the one before is waited for.
@@ -49,43 +65,62 @@ class BatchPredictor:
         """
         size = self._size
         padded = _padded(images[:size], size)
-        begun = None if padded is None else _attempt(self._predict_batch, padded)
-        return lambda: self._finish(images, size, begun)
+        begun = _Begun(size, None if padded is None else _attempt(self._predict_batch, padded))
+        self._begun.append(begun)
+        return lambda: self._finish(images, begun)
 
-    def _finish(self, images: Sequence[RGBImage | None], begun_size: int, begun: _Begun | None) -> list[Outcome]:
+    def _finish(self, images: Sequence[RGBImage | None], begun: _Begun) -> list[Outcome]:
+        self._begun.remove(begun)
         outcomes: list[Outcome] = []
         while len(outcomes) < len(images):
             size = self._size
-            # What was begun before memory ran out is done anew, in the size of all that follows.
-            first = begun if size == begun_size and not outcomes else None
             try:
-                outcomes += self._predict(images[len(outcomes) : len(outcomes) + size], size, first)
+                outcomes += self._predict(images[len(outcomes) : len(outcomes) + size], size, begun)
+                continue
             except OutOfMemoryError as error:
                 if size == 1:
                     outcomes.append(error)
-                else:
-                    self._size = size // 2
-                    self._on_shrink(self._size)
-                    logger.warning("Out of memory: going on with batches of %d", self._size)
+                    continue
+            self._shrink(size // 2)
         return outcomes
+
+    def _shrink(self, size: int) -> None:
+        self._size = size
+        self._on_shrink(size)
+        # They are done anew in the size of all that follows, and hold memory.
+        for begun in list(self._begun):
+            begun.take(size)
+        logger.warning("Out of memory: going on with batches of %d", size)
 
     def check_model(self) -> Any:
         """What it sees in a blank image; what it raises is raised, for then it is the model and not an image."""
-        return _counted(_attempt(self._predict_batch, [PADDING] * self._size)(), self._size)[0]
+        size = self._size
+        while True:
+            try:
+                return _counted(_attempt(self._predict_batch, [PADDING] * size)(), size)[0]
+            except OutOfMemoryError:
+                # Beside what is begun there may be too little; an ordinary batch would be tried in a smaller size, too.
+                if size == 1:
+                    raise
+            size //= 2
 
     def _predict(self, images: Sequence[RGBImage | None], size: int, begun: _Begun | None = None) -> list[Outcome]:
         padded = _padded(images, size)
         if padded is None:
             return [None] * len(images)
+        first = begun.take(size) if begun is not None else None
         try:
-            found = _counted((begun or _attempt(self._predict_batch, padded))(), size)
+            found = _counted((first or _attempt(self._predict_batch, padded))(), size)
+            # Behind the images are paddings.
+            return [None if image is None else seen for image, seen in zip(images, found, strict=False)]
         except (OutOfMemoryError, _WrongCountError):
             raise
         # Whatever a model raises on one image must not end a run over thousands.
         except Exception as error:
-            return self._one_by_one(images, size, error)
-        # Behind the images are paddings.
-        return [None if image is None else seen for image, seen in zip(images, found, strict=False)]
+            failure = _without_frames(error)
+        # What failed is let go before its images are tried.
+        del first
+        return self._one_by_one(images, size, failure)
 
     def _one_by_one(self, images: Sequence[RGBImage | None], size: int, error: Exception) -> list[Outcome]:
         """Each image in its place, the others blank."""
@@ -108,19 +143,24 @@ def _padded(images: Sequence[RGBImage | None], size: int) -> list[RGBImage] | No
     return batch + [PADDING] * (size - len(batch))
 
 
-def _attempt(predict_batch: PredictBatch, images: Sequence[RGBImage]) -> _Begun:
+def _attempt(predict_batch: PredictBatch, images: Sequence[RGBImage]) -> _Wait:
     """Begin; what is raised is raised again where the result is waited for."""
     try:
         begun = predict_batch(images)
     # Whatever a model raises on one image must not end a run over thousands.
     except Exception as error:
-        raised = error
-
-        def fail() -> Sequence[Any]:
-            raise raised
-
-        return fail
+        return partial(_raise, _without_frames(error))
     return begun if callable(begun) else lambda: begun
+
+
+def _raise(error: Exception) -> Sequence[Any]:
+    raise error
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The exception, without what the functions that it came through hold; lines stay."""
+    traceback.clear_frames(error.__traceback__)
+    return error
 
 
 def _counted(found: Sequence[Any], count: int) -> Sequence[Any]:

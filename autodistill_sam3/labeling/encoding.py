@@ -194,7 +194,8 @@ class Encoder:
         if future is not None:
             try:
                 encoded = future.result()
-            except (BrokenProcessPool, pickle.PicklingError) as error:
+            # loky raises a RuntimeError for jobs that wait when it is shut down, and for those that are too large.
+            except (BrokenProcessPool, pickle.PicklingError, RuntimeError) as error:
                 self._processes.give_up(error)
         encoded = self._encode(job) if encoded is None else encoded
         times = current()

@@ -20,11 +20,11 @@ _SWITCH_S = 0.0005
 def in_order(begin: Callable[[T], Callable[[], R]], values: Iterable[T], *, at_once: int) -> Generator[R, None, None]:
     """What becomes of each value.
 
-    The first value is alone, so that what is made once and kept, such as a compiled model, is there for the others.
+    The first value is alone, so that most of what is made once and kept, as what is compiled, is there for the others.
 
     Args:
         begin: Begins with a value, in this thread, and gives a function that waits for its result, which is called in
-            another thread if `at_once` is more than 1.
+            another thread if `at_once` is more than 1, but for the first.
         values: Each is asked for when there is room for it.
         at_once: How many values are begun and not given back.
 

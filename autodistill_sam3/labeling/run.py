@@ -32,8 +32,8 @@ from autodistill_sam3.stages import recording
 
 logger = logging.getLogger("autodistill_sam3")
 
-# One has its numbers turned into masks, one is computed, one is queued behind it. One thread begins them all: two would
-# take Python's lock from each other at every operation that they queue, and be slower than one after the other.
+# One has its numbers turned into masks, one is computed, one is queued behind it. A single thread begins with them: two
+# would take Python's lock from each other at every operation that they queue, and be slower than one after the other.
 BATCHES_ON_GPU = 3
 
 
@@ -52,8 +52,8 @@ def label_images(
 
     While the model sees a batch, the next ones are read and earlier ones are written, in threads. The model is called
     in the caller's thread, batch by batch; with `plan.on_gpu` it begins with a batch before the results of those
-    before are there, which another thread waits for. What is written, and in which order, does not depend on who is
-    faster.
+    before are there. Another thread waits for them then, and calls the model itself where a batch has to be done anew.
+    What is written, and in which order, does not depend on who is faster.
 
     Args:
         plan: What to label and how to write it.

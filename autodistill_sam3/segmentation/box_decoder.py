@@ -40,7 +40,7 @@ def tracker_features(model: Sam3VideoModel, vision: VisionFeatures) -> TrackerFe
     grid = tracker.prompt_encoder.image_embedding_size[0]
     batch, _, width = vision.last_hidden_state.shape
     hidden_states = vision.last_hidden_state.transpose(1, 2).reshape(batch, width, grid, grid)
-    fine, middle, coarse = model.tracker_neck(hidden_states)[0][:LEVELS]
+    fine, middle, coarse = (layer(hidden_states) for layer in model.tracker_neck.fpn_layers[:LEVELS])
     fine, middle = tracker.mask_decoder.conv_s0(fine), tracker.mask_decoder.conv_s1(middle)
     coarse = coarse + tracker.no_memory_embedding.reshape(1, -1, 1, 1)
     # The 8 bits of bf16 would move a coordinate of 1008 pixels by up to two.

@@ -7,11 +7,14 @@ import functools
 import importlib.util
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_LOCK = threading.RLock()
 
 
 def can_compile(device: torch.device) -> bool:
@@ -30,4 +33,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     with contextlib.suppress(RuntimeError):  # There is no home.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "autodistill" / "compiled"))
-    return torch.compile(function, dynamic=False)
+    fast = torch.compile(function, dynamic=False)
+
+    @functools.wraps(function)
+    def one_at_a_time(*arguments: Any) -> Any:
+        # While one thread compiles, what another one has compiled refuses to run.
+        with _LOCK:
+            return fast(*arguments)
+
+    return one_at_a_time

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -78,14 +79,19 @@ def import_processor() -> Any:
     return processor
 
 
+_ONE_THREAD = threading.RLock()
+
+
 @contextlib.contextmanager
 def contained(device: torch.device) -> Iterator[None]:
     """Whatever official code changes in the process inside is as before when the context ends, also by an exception.
 
+    One thread at a time: another would take what the first one changed for what was there before.
+
     Args:
         device: Where the model runs; the code's "cuda" means this GPU.
     """
-    with contextlib.ExitStack() as stack:
+    with _ONE_THREAD, contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         for message in _HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

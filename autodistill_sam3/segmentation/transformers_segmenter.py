@@ -24,10 +24,13 @@ from autodistill_sam3.devices import (
     follow,
     gpu_stage,
     mark,
+    queue,
+    queue_of,
     select_device,
 )
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
+from autodistill_sam3.queueing import one_ahead
 from autodistill_sam3.segmentation.box_decoder import TrackerFeatures, decode_boxes, tracker_features
 from autodistill_sam3.segmentation.checks import check_boxes, check_thresholds, finite
 from autodistill_sam3.segmentation.compiling import can_compile, compiled
@@ -40,7 +43,6 @@ from autodistill_sam3.segmentation.detector import (
     mask_logits,
 )
 from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
-from autodistill_sam3.segmentation.queueing import one_ahead
 from autodistill_sam3.segmentation.segmenter import TextResult
 from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, encode_images, plain, preprocess
 from autodistill_sam3.weights import clean_prompt, load_sam3, load_sam3_tokenizer, require_boxes
@@ -243,18 +245,22 @@ class TransformersSegmenter:
         with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
             coarse, positions = features.vision.levels[-1], features.vision.positions[-1]
             tokens = image_tokens(self._model.detector_model, coarse, positions, self._faster)
+        # Later passes may be asked for in another thread.
+        stream = queue_of(self.device)
         # Passes of one size, since each size is compiled apart; the last one is padded with what it begins with.
         passes = math.ceil(len(image_index) / PAIRS_PER_PASS)
         size = math.ceil(len(image_index) / passes)
         for start in range(0, len(image_index), size):
             pairs = slice(start, start + size)
             count = len(image_index[pairs])
-            # On the device, where nothing has to be waited for.
-            padded = torch.arange(start, start + size, device=self.device) % len(image_index)
-            image, prompt = padded // len(prompts), padded % len(prompts)
-            with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
-                output = detect(self._model.detector_model, image, texts[prompt], tokens, self._faster)
-            yield _Pass(image_index[pairs], prompt_index[pairs], mark(self.device), output[:count])
+            with queue(self.device, stream):
+                # On the device, where nothing has to be waited for.
+                padded = torch.arange(start, start + size, device=self.device) % len(image_index)
+                image, prompt = padded // len(prompts), padded % len(prompts)
+                with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
+                    output = detect(self._model.detector_model, image, texts[prompt], tokens, self._faster)
+                event = mark(self.device)
+            yield _Pass(image_index[pairs], prompt_index[pairs], event, output[:count])
 
     def _decode_boxes(
         self, features: ImageFeatures, boxes: Sequence[Boxes]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from autodistill_sam3.conflicts import add_removed, removed_counts
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import tight_xyxy
+from autodistill_sam3.queueing import one_ahead
 from autodistill_sam3.tiling.runs import (
     Box,
     Runs,
@@ -30,7 +31,8 @@ DEFAULT_TILE = 1008
 # The whole image is shown no larger than this: models scale it down further, and masks of its size would be large.
 WHOLE_SIDE = 4096
 
-Detect = Callable[[Sequence[RGBImage]], list[sv.Detections]]
+Answers: TypeAlias = "list[sv.Detections] | Callable[[], list[sv.Detections]]"
+Detect: TypeAlias = Callable[[Sequence[RGBImage]], Answers]
 
 _FILLER = np.full((32, 32, 3), 127, dtype=np.uint8)
 
@@ -77,7 +79,8 @@ def detect_in_tiles(
     Args:
         images: RGB ``uint8`` (H, W, 3), of any sizes.
         detect: Exactly `batch_size` images -> detections of each, with `class_id`, `confidence` and, unless the model
-            gives boxes only, `mask`, a `CompactMask`.
+            gives boxes only, `mask`, a `CompactMask`; or a function that waits for them, which is called when the next
+            batch is begun.
         tile: Side of a tile in pixels of the image.
         overlap: Of neighbours, in pixels; a fifth of the tile without.
         batch_size: Images per call.
@@ -98,11 +101,16 @@ def detect_in_tiles(
     views = [_views((image.shape[0], image.shape[1]), tile, overlap) for image in images]
     queue = [(index, view) for index, looks in enumerate(views) for view in looks]
     found: list[list[sv.Detections]] = [[] for _ in images]
-    for start in range(0, len(queue), batch_size):
-        batch = queue[start : start + batch_size]
-        shown = [_show(images[index], view) for index, view in batch]
-        answers = detect([*shown, *[_FILLER] * (batch_size - len(shown))])
-        for (index, _), answer in zip(batch, answers[: len(batch)], strict=True):
+
+    def begun() -> Iterator[tuple[Sequence[int], Answers]]:
+        for start in range(0, len(queue), batch_size):
+            batch = queue[start : start + batch_size]
+            shown = [_show(images[index], view) for index, view in batch]
+            yield [index for index, _ in batch], detect([*shown, *[_FILLER] * (batch_size - len(shown))])
+
+    for owners, answers in one_ahead(begun()):
+        detections = answers() if callable(answers) else answers
+        for index, answer in zip(owners, detections[: len(owners)], strict=True):
             found[index].append(answer)
     return [
         _join(looks, parts, (image.shape[0], image.shape[1]))

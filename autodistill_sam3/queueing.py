@@ -1,4 +1,4 @@
-"""Work that is queued on a GPU before the results of earlier work are waited for."""
+"""Work that is begun before the results of earlier work are waited for, in one thread."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def test_gpu_memory(gpus, gigabytes, level, cure):
     assert finding.level == level
     assert cure in finding.cure
     assert f"{gigabytes:.1f} GB" in finding.value and "capability 8.6" in finding.value
-    assert the(report, "Device", "device").value == "cuda"
+    assert the(report, "Device", "device").value == "cuda:0"
     assert the(report, "Device", "precision").value == "bfloat16"
     assert_every_trouble_has_a_cure(report)
 

@@ -154,8 +154,8 @@ def test_confidence_tells_right_from_wrong(shapes_segmenter):
 
 def test_a_pipeline_that_ignored_the_text_would_fail():
     def same_prompt(model):
-        segment = model.segmenter.segment_text
-        model.segmenter.segment_text = lambda features, prompts, scores: segment(
+        begin = model.segmenter.begin_text
+        model.segmenter.begin_text = lambda features, prompts, scores: begin(
             features, ["object"] * len(prompts), scores
         )
 

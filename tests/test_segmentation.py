@@ -14,6 +14,7 @@ from autodistill_sam3.devices import autocast_dtype, select_device
 from autodistill_sam3.errors import DeviceError, SettingError
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.segmentation import transformers_segmenter
+from autodistill_sam3.segmentation.detector import position_bias
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 
 PROMPTS = ["red circle", "star", "blue shape", "cross"]
@@ -66,6 +67,14 @@ def assert_same(first, second, *, atol=1e-5):
     for index, other in zip(one, two, strict=True):
         differing = (first.masks[int(index)] != second.masks[int(other)]).sum()
         assert differing <= 2, f"{differing} pixels differ"
+
+
+def test_the_position_bias_is_the_models_own(shapes_segmenter):
+    decoder = shapes_segmenter._model.detector_model.detr_decoder
+    boxes = torch.rand(3, 20, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+    for grid_hw in ((24, 24), (12, 20)):
+        with torch.inference_mode():
+            assert torch.equal(position_bias(decoder, boxes, grid_hw), decoder._get_rpb_matrix(boxes, grid_hw))
 
 
 def test_one_vit_pass_whatever_is_asked(shapes_segmenter, images, calls):

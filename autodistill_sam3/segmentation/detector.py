@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.ops import box_convert
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
-from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, mlp, plain
+from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, linear_with, mlp, plain
 
 if TYPE_CHECKING:
     from transformers import Sam3Model
@@ -213,7 +213,7 @@ def decoder_layer(
     hidden_states, boxes = state
     features, mask = prompts
     # The presence token looks at all of the image alike.
-    bias = pad(decoder._get_rpb_matrix(boxes, grid_hw), (0, 0, 1, 0))
+    bias = pad(position_bias(decoder, boxes, grid_hw), (0, 0, 1, 0))
     hidden_states = layer(
         hidden_states,
         query_pos=decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes)),
@@ -225,6 +225,30 @@ def decoder_layer(
     )
     queries = decoder.output_layer_norm(hidden_states[:, 1:])
     return hidden_states, (decoder.box_head(queries) + inverse_sigmoid(boxes)).sigmoid(), queries
+
+
+def position_bias(decoder: Any, boxes: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """How much more each query looks at each cell of the grid, by where its box lies: (N, heads, Q, g*g).
+
+    As `Sam3DetrDecoder._get_rpb_matrix`: an MLP for rows and one for columns see the distances to the box's two edges,
+    logarithmic (`_get_rpb_matrix` in sam3/model/decoder.py).
+    """
+    xyxy = box_convert(boxes, "cxcywh", "xyxy")
+    networks = decoder.box_rpb_embed_y, decoder.box_rpb_embed_x
+    rows, columns = (
+        _edge_bias(network, length, xyxy[..., first::2])
+        for network, length, first in zip(networks, grid_hw, (1, 0), strict=True)
+    )
+    return (rows[..., :, None] + columns[..., None, :]).flatten(-2)
+
+
+def _edge_bias(network: Any, length: int, edges: torch.Tensor) -> torch.Tensor:
+    """(N, heads, Q, length) for the two edges (N, Q, 2) of boxes along one side of the grid."""
+    cells = torch.arange(length, device=edges.device, dtype=edges.dtype) / length
+    distances = 8 * (cells[:, None] - edges[:, :, None])
+    logarithmic = distances.sign() * (distances.abs() + 1).log2() / 3
+    bias: torch.Tensor = network.layer2(linear_with(network.layer1, "relu", logarithmic))
+    return bias.permute(0, 3, 1, 2)
 
 
 def _decode(

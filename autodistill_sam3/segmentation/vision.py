@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, linear, relu, scaled_dot_product_attention
 from torchvision.transforms.v2.functional import resize
 
 from autodistill_sam3.images import RGBImage
 
 if TYPE_CHECKING:
     from transformers import Sam3Model
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": gelu, "relu": relu}
 
 # The necks of SAM 3 make a fourth level that nothing reads; those of SAM 3.1 do not.
 LEVELS = 3
@@ -115,22 +117,36 @@ def vit_layer(
 
 
 def mlp(module: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """A `Sam3MLP` over (..., C) tokens.
-
-    On a GPU in half precision with the activation in the product of matrices itself, which saves reading and writing
-    the widest tensor of the model. GELU is in its tanh form there: it deviates from the exact one by a fifteenth of
-    what half precision does (docs/performance.md). ReLU is the same.
-    """
-    weight, activation = module.fc1.weight, module.config.hidden_act
-    is_half = weight.dtype in (torch.bfloat16, torch.float16)
-    if not (weight.is_cuda and is_half and activation in ("gelu", "relu")):
+    """A `Sam3MLP` over (..., C) tokens."""
+    if module.config.hidden_act not in ACTIVATIONS or not _can_join(module.fc1.weight):
         output: torch.Tensor = module(tokens)
         return output
-    rows = tokens.to(weight.dtype).flatten(0, -2)
-    bias = module.fc1.bias.to(weight.dtype)
+    narrow: torch.Tensor = module.fc2(linear_with(module.fc1, module.config.hidden_act, tokens))
+    return narrow
+
+
+def linear_with(layer: nn.Linear, activation: str, tokens: torch.Tensor) -> torch.Tensor:
+    """A linear layer over (..., C) tokens and what follows it.
+
+    On a GPU in half precision that is part of the product of matrices, which saves reading and writing what are the
+    widest tensors of the model. GELU is in its tanh form there: it deviates from the exact one by a fifteenth of what
+    half precision does (docs/performance.md). ReLU is the same.
+
+    Args:
+        layer: The layer.
+        activation: One of `ACTIVATIONS`.
+        tokens: What it is applied to.
+    """
+    weight = layer.weight
+    if not _can_join(weight):
+        return ACTIVATIONS[activation](layer(tokens))
+    rows, bias = tokens.to(weight.dtype).flatten(0, -2), layer.bias.to(weight.dtype)
     wide = torch._addmm_activation(bias, rows, weight.t(), use_gelu=activation == "gelu")
-    narrow: torch.Tensor = module.fc2(wide)
-    return narrow.view(tokens.shape)
+    return wide.view(*tokens.shape[:-1], -1)
+
+
+def _can_join(weight: torch.Tensor) -> bool:
+    return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def _vit(vit: Any, pixel_values: torch.Tensor, layer_function: Callable[..., Any]) -> torch.Tensor:

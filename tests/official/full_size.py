@@ -217,10 +217,11 @@ def as_boxes(question: Question) -> Boxes:
 def raw_transformers(engine: Any, features: Any, asked: Sequence[Question]) -> list[dict[str, Array]]:
     names = list(report.ARRAYS)
     parts: list[dict[str, list[Array]]] = [{name: [] for name in names} for _ in asked]
-    for image_index, _, queries in engine._detect_pairs(features, PROMPTS):
+    for image_index, _, _, queries in engine._detect_pairs(features, PROMPTS):
         everything = torch.ones_like(queries.logits, dtype=torch.bool)
         with engine_autocast(engine):
-            masks = mask_logits(engine._model.detector_model, features.vision, image_index, queries, everything)
+            images = torch.from_numpy(image_index)
+            masks = mask_logits(engine._model.detector_model, features.vision, images, queries, everything)
         values = (
             queries.logits,
             queries.presence_logits,

@@ -62,9 +62,10 @@ def engine_texts(
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         # Several passes; all but the last end within an image.
         patch.setattr(transformers_segmenter, "PAIRS_PER_PASS", 4)
-        for image_index, prompt_index, queries in segmenter._detect_pairs(features, PROMPTS):
+        for image_index, prompt_index, _, queries in segmenter._detect_pairs(features, PROMPTS):
             everything = torch.ones_like(queries.logits, dtype=torch.bool)
-            masks = mask_logits(segmenter._model.detector_model, features.vision, image_index, queries, everything)
+            images = torch.from_numpy(image_index)
+            masks = mask_logits(segmenter._model.detector_model, features.vision, images, queries, everything)
             arrays["logits"].extend(queries.logits.numpy())
             arrays["presence_logit"].extend(queries.presence_logits[:, None].numpy())
             arrays["boxes_xyxy"].extend(queries.boxes_xyxy.numpy())

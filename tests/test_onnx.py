@@ -37,12 +37,8 @@ from autodistill_sam3.errors import (  # noqa: E402
 from autodistill_sam3.images import load_image  # noqa: E402
 from autodistill_sam3.instances import Boxes  # noqa: E402
 from autodistill_sam3.segmentation.box_decoder import decode_boxes, tracker_features  # noqa: E402
-from autodistill_sam3.segmentation.detector import (  # noqa: E402
-    detect,
-    encode_texts,
-    image_tokens,
-    mask_logits,
-)
+from autodistill_sam3.segmentation.detector import detect, encode_texts, image_tokens  # noqa: E402
+from autodistill_sam3.segmentation.mask_head import mask_logits  # noqa: E402
 from autodistill_sam3.segmentation.vision import encode_images  # noqa: E402
 
 PROMPTS = ["green triangle", "blue square", "yellow cross", "red star"]

@@ -40,9 +40,9 @@ from autodistill_sam3.segmentation.detector import (
     detect,
     encode_texts,
     image_tokens,
-    mask_logits,
 )
 from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
+from autodistill_sam3.segmentation.mask_head import mask_logits
 from autodistill_sam3.segmentation.segmenter import TextResult
 from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, encode_images, plain, preprocess
 from autodistill_sam3.weights import clean_prompt, load_sam3, load_sam3_tokenizer, require_boxes

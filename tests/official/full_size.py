@@ -29,7 +29,7 @@ from autodistill_sam3.convert import convert
 from autodistill_sam3.images import load_image
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.segmentation import Backend, Segmenter, load_segmenter
-from autodistill_sam3.segmentation.detector import mask_logits
+from autodistill_sam3.segmentation.mask_head import mask_logits
 from autodistill_sam3.segmentation.official_model import building, import_official
 from autodistill_sam3.segmentation.official_package import contained
 

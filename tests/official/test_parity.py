@@ -55,7 +55,7 @@ def engine_texts(
 ) -> dict[str, list[Array]]:
     """All outputs of the detector for all pairs, images outermost, before any threshold."""
     from autodistill_sam3.segmentation import transformers_segmenter
-    from autodistill_sam3.segmentation.detector import mask_logits
+    from autodistill_sam3.segmentation.mask_head import mask_logits
 
     arrays: dict[str, list[Array]] = {name: [] for name in TEXT_OUTPUTS}
     pairs: list[tuple[int, int]] = []

@@ -49,7 +49,7 @@ from autodistill_sam3.thresholds import Thresholds, read_thresholds
 from autodistill_sam3.tiling import DEFAULT_TILE, detect_in_tiles
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 OverlappingClasses = Literal["best", "keep"]
 
@@ -375,16 +375,6 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             keep_both=keep_both or self.overlapping_classes == "keep",
             nms=nms.value,
         )
-
-
-def checked_compile(wanted: bool | None, device: torch.device) -> bool | None:
-    """Raise SettingError if compiling is asked for where it cannot be done."""
-    if wanted and not can_compile(device):
-        raise SettingError(
-            f"Expected a C compiler and Triton for compile=True on {device}, received a machine without one of them. "
-            "Install gcc and triton, or leave compile out."
-        )
-    return wanted
 
 
 def with_dense_masks(detections: sv.Detections) -> sv.Detections:

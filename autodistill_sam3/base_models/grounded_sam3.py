@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses, checked_compile
+from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision, aside, mark
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.fusion import Found, fuse_found, text_floor
@@ -23,6 +23,7 @@ from autodistill_sam3.segmentation import (
     Backend,
     TextResult,
     check_backend,
+    checked_compile,
     load_segmenter,
     segmenter_identity,
 )

@@ -10,12 +10,19 @@ from typing import Any
 
 import supervision as sv
 
-from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses, checked_compile
+from autodistill_sam3.base_models.base import LabelingModel, OverlappingClasses
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.fusion import Found, fuse_found, text_floor
 from autodistill_sam3.images import ImageInput, RGBImage
 from autodistill_sam3.ontology import Ontology
-from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, load_segmenter, segmenter_identity
+from autodistill_sam3.segmentation import (
+    DEFAULT_BACKEND,
+    Backend,
+    check_backend,
+    checked_compile,
+    load_segmenter,
+    segmenter_identity,
+)
 from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.weights import SAM3, find_checkpoint
 

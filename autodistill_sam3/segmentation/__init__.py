@@ -1,6 +1,6 @@
 """Images -> features; features and prompts -> instances; features and boxes -> instances."""
 
-from autodistill_sam3.segmentation.compiling import can_compile
+from autodistill_sam3.segmentation.compiling import can_compile, checked_compile
 from autodistill_sam3.segmentation.loading import (
     DEFAULT_BACKEND,
     Backend,
@@ -17,6 +17,7 @@ __all__ = [
     "TextResult",
     "can_compile",
     "check_backend",
+    "checked_compile",
     "load_segmenter",
     "segmenter_identity",
 ]

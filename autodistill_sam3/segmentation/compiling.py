@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from autodistill_sam3.errors import SettingError
+
 _LOCK = threading.RLock()
 
 
@@ -22,6 +24,16 @@ def can_compile(device: torch.device) -> bool:
     has_compiler = any(shutil.which(name) for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name)
     has_triton = importlib.util.find_spec("triton") is not None
     return has_compiler and (device.type == "cpu" or (device.type == "cuda" and has_triton))
+
+
+def checked_compile(wanted: bool | None, device: torch.device) -> bool | None:
+    """Raise SettingError if compiling is asked for where it cannot be done."""
+    if wanted and not can_compile(device):
+        raise SettingError(
+            f"Expected a C compiler and Triton for compile=True on {device}, received a machine without one of them. "
+            "Install gcc and triton, or leave compile out."
+        )
+    return wanted
 
 
 @functools.cache

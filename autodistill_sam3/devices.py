@@ -1,4 +1,4 @@
-"""Which device a model runs on, and in which precision."""
+"""Which device a model runs on and in which precision; what is queued on a GPU; memory that ends."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types for it
     event.record(torch.cuda.current_stream(device))
     return event
 
@@ -208,7 +208,7 @@ def aside(device: torch.device, after: torch.cuda.Event | None = None) -> Iterat
     try:
         stream = idle.pop()
     except IndexError:
-        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # nor for this
     try:
         # The device as well: leaving a stream goes back to the one of the device before.
         with torch.cuda.device(device), torch.cuda.stream(stream):

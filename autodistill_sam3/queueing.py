@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -23,14 +24,11 @@ def one_ahead(values: Iterable[T]) -> Iterator[T]:
         0
     """
     remaining = iter(values)
-    return _from(next(remaining, _END), remaining)
+    return _behind(list(itertools.islice(remaining, 1)), remaining)
 
 
-_END = object()
-
-
-def _from(value: T | object, remaining: Iterator[T]) -> Iterator[T]:
-    while value is not _END:
-        following = next(remaining, _END)
-        yield value  # type: ignore[misc]  # what is not the end is a value
-        value = following
+def _behind(waiting: list[T], remaining: Iterator[T]) -> Iterator[T]:
+    for following in remaining:
+        yield waiting.pop()
+        waiting.append(following)
+    yield from waiting

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import cv2
 import supervision as sv
@@ -47,9 +47,6 @@ from autodistill_sam3.ontology import Ontology, PromptTable
 from autodistill_sam3.segmentation import can_compile
 from autodistill_sam3.thresholds import Thresholds, read_thresholds
 from autodistill_sam3.tiling import DEFAULT_TILE, detect_in_tiles
-
-if TYPE_CHECKING:
-    pass
 
 OverlappingClasses = Literal["best", "keep"]
 

@@ -17,7 +17,7 @@ from autodistill_sam3.errors import InputFolderError
 from autodistill_sam3.labeling import find_images, has_at_least
 from autodistill_sam3.labeling.overlap import in_order
 from autodistill_sam3.queueing import one_ahead
-from autodistill_sam3.segmentation import transformers_segmenter
+from autodistill_sam3.segmentation import attention, transformers_segmenter, vision
 from autodistill_sam3.segmentation.compiling import compiled
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 from autodistill_sam3.stages import StageTimes
@@ -95,6 +95,20 @@ def test_the_functions_can_be_traced(images):
         return torch.compile(function, backend="eager", dynamic=False)
 
     assert_compiled_equals_plain(traced, [images[:1]], PROMPTS[:1], 0.0)
+
+
+def test_what_only_a_gpu_does_in_half_precision_changes_little(images, monkeypatch):
+    """Activations in products of matrices and FlexAttention, run on the CPU as they are written."""
+    for module in (vision, attention):
+        monkeypatch.setattr(module, "is_half_on_gpu", lambda weight: True)
+
+    def traced(function):
+        return torch.compile(function, backend="eager", dynamic=False)
+
+    fast, expected = load(), outputs(load(), images)
+    fast._faster = traced
+    deviations = [deviation(*pair) for pair in zip(outputs(fast, images), expected, strict=True)]
+    assert max(deviations) < 1e-4, deviations
 
 
 @pytest.mark.slow

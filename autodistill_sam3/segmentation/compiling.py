@@ -41,11 +41,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled when it is first called.
 
     What is compiled is kept in `TORCHINDUCTOR_CACHE_DIR`, by default `~/.cache/autodistill/compiled`, so that the next
-    process need not do it again.
+    process need not do it again. It is the same wherever it is compiled, on one kind of machine.
     """
     with contextlib.suppress(RuntimeError):  # There is no home.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "autodistill" / "compiled"))
-    fast = torch.compile(function, dynamic=False)
+    fast = torch.compile(function, dynamic=False, options=_options())
 
     @functools.wraps(function)
     def one_at_a_time(*arguments: Any) -> Any:
@@ -54,3 +54,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             return fast(*arguments)
 
     return one_at_a_time
+
+
+def _options() -> Any:
+    """Without what is chosen by timing: another choice on another GPU would give sums other last bits."""
+    import torch._inductor.config
+
+    return {"deterministic": True} if hasattr(torch._inductor.config, "deterministic") else {}

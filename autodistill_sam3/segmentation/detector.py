@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from torchvision.ops import box_convert
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
+from autodistill_sam3.segmentation.attention import self_attention
 from autodistill_sam3.segmentation.vision import Faster, linear_with, mlp, plain
 
 if TYPE_CHECKING:
@@ -165,8 +166,7 @@ def attend_within(layer: Any, tokens: torch.Tensor, positions: torch.Tensor) -> 
     """The self-attention of an encoder layer over (N, g*g, C) image tokens."""
     normed = layer.layer_norm1(tokens)
     placed = normed + positions
-    attended: torch.Tensor = layer.self_attn(query=placed, key=placed, value=normed)[0]
-    return attended + tokens
+    return self_attention(layer.self_attn, placed, normed) + tokens
 
 
 def attend_to_prompts(layer: Any, tokens: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -208,8 +208,6 @@ def decoder_layer(
     """
     hidden_states, boxes = state
     features, mask = prompts
-    # The presence token looks at all of the image alike.
-    bias = pad(position_bias(decoder, boxes, grid_hw), (0, 0, 1, 0))
     hidden_states = layer(
         hidden_states,
         query_pos=decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes)),
@@ -217,17 +215,17 @@ def decoder_layer(
         vision_features=image[0],
         vision_pos_encoding=image[1],
         text_cross_attn_mask=mask[:, None, None],
-        vision_cross_attn_mask=bias,
+        vision_cross_attn_mask=position_bias(decoder, boxes, grid_hw),
     )
     queries = decoder.output_layer_norm(hidden_states[:, 1:])
     return hidden_states, (decoder.box_head(queries) + inverse_sigmoid(boxes)).sigmoid(), queries
 
 
 def position_bias(decoder: Any, boxes: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
-    """How much more each query looks at each cell of the grid, by where its box lies: (N, heads, Q, g*g).
+    """How much more each query looks at each cell of the grid, by where its box lies: (N, heads, 1 + Q, g*g).
 
     As `Sam3DetrDecoder._get_rpb_matrix`: an MLP for rows and one for columns see the distances to the box's two edges,
-    logarithmic (`_get_rpb_matrix` in sam3/model/decoder.py).
+    logarithmic (`_get_rpb_matrix` in sam3/model/decoder.py). The presence token, which comes first, looks at all alike.
     """
     xyxy = box_convert(boxes, "cxcywh", "xyxy")
     networks = decoder.box_rpb_embed_y, decoder.box_rpb_embed_x
@@ -239,12 +237,13 @@ def position_bias(decoder: Any, boxes: torch.Tensor, grid_hw: tuple[int, int]) -
 
 
 def _edge_bias(network: Any, length: int, edges: torch.Tensor) -> torch.Tensor:
-    """(N, heads, Q, length) for the two edges (N, Q, 2) of boxes along one side of the grid."""
+    """(N, heads, 1 + Q, length) for the two edges (N, Q, 2) of boxes along one side of the grid."""
     cells = torch.arange(length, device=edges.device, dtype=edges.dtype) / length
     distances = 8 * (cells[:, None] - edges[:, :, None])
     logarithmic = distances.sign() * (distances.abs() + 1).log2() / 3
     bias: torch.Tensor = network.layer2(linear_with(network.layer1, "relu", logarithmic))
-    return bias.permute(0, 3, 1, 2)
+    # With cells side by side in memory: attention takes the slow way around any other mask.
+    return pad(bias.permute(0, 3, 1, 2).contiguous(), (0, 0, 1, 0))
 
 
 def _decode(

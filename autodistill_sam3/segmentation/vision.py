@@ -118,7 +118,7 @@ def vit_layer(
 
 def mlp(module: Any, tokens: torch.Tensor) -> torch.Tensor:
     """A `Sam3MLP` over (..., C) tokens."""
-    if module.config.hidden_act not in ACTIVATIONS or not _can_join(module.fc1.weight):
+    if module.config.hidden_act not in ACTIVATIONS or not is_half_on_gpu(module.fc1.weight):
         output: torch.Tensor = module(tokens)
         return output
     narrow: torch.Tensor = module.fc2(linear_with(module.fc1, module.config.hidden_act, tokens))
@@ -138,14 +138,15 @@ def linear_with(layer: nn.Linear, activation: str, tokens: torch.Tensor) -> torc
         tokens: What it is applied to.
     """
     weight = layer.weight
-    if not _can_join(weight):
+    if not is_half_on_gpu(weight):
         return ACTIVATIONS[activation](layer(tokens))
     rows, bias = tokens.to(weight.dtype).flatten(0, -2), layer.bias.to(weight.dtype)
     wide = torch._addmm_activation(bias, rows, weight.t(), use_gelu=activation == "gelu")
     return wide.view(*tokens.shape[:-1], -1)
 
 
-def _can_join(weight: torch.Tensor) -> bool:
+def is_half_on_gpu(weight: torch.Tensor) -> bool:
+    """Whether this lies on a GPU in half precision, for which there are kernels that nothing else has."""
     return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
 
 

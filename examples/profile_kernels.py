@@ -23,11 +23,11 @@ from autodistill_sam3.labeling import LabelingPlan
 from autodistill_sam3.ontology import PromptPairs
 
 KINDS = {
-    "attention": r"sdpa|flash|fmha|attention_kernel|scaled_dot_product",
+    "fused element by element": r"^triton_(poi|per|red)_",
+    "attention": r"sdpa|flash|fmha|attention_kernel|scaled_dot_product|flex_attention",
     "convolutions": r"fprop|dgrad|conv",
     "products of matrices": r"nvjet|gemm|cutlass|addmm|::mm|bmm|linear",
     "copies": r"memcpy|memset|copy_",
-    "fused element by element": r"^triton_",
 }
 
 

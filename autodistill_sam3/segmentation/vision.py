@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": gelu, "relu": relu}
 
+# Columns that are not worth a product of matrices.
+_FEW = 2
+
 # The necks of SAM 3 make a fourth level that nothing reads; those of SAM 3.1 do not.
 LEVELS = 3
 
@@ -140,9 +143,19 @@ def linear_with(layer: nn.Linear, activation: str, tokens: torch.Tensor) -> torc
     weight = layer.weight
     if not is_half_on_gpu(weight):
         return ACTIVATIONS[activation](layer(tokens))
+    if layer.in_features <= _FEW and torch.compiler.is_compiling():
+        return ACTIVATIONS[activation](_written_out(layer, tokens)).to(weight.dtype)
     rows, bias = tokens.to(weight.dtype).flatten(0, -2), layer.bias.to(weight.dtype)
     wide = torch._addmm_activation(bias, rows, weight.t(), use_gelu=activation == "gelu")
     return wide.view(*tokens.shape[:-1], -1)
+
+
+def _written_out(layer: nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+    """A linear layer as sums, in ``float32``: compiled, twice as fast as a product of matrices of so few columns."""
+    wide = layer.bias.float()
+    for channel, column in zip(tokens.float().unbind(-1), layer.weight.float().unbind(-1), strict=True):
+        wide = wide + channel[..., None] * column
+    return wide
 
 
 def is_half_on_gpu(weight: torch.Tensor) -> bool:

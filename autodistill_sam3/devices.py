@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 T = TypeVar("T")
+
+# Held while code or a graph for a GPU is made: compiling may wait for the whole device, which must not be while another
+# thread captures, and what is compiled already refuses to run while another thread compiles.
+MAKING_CODE = threading.RLock()
 
 # Streams beside the queue that no thread uses at the moment. Memory that was used in one is never used in another, so
 # that there must not be more than threads.

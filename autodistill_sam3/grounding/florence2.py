@@ -25,6 +25,7 @@ from autodistill_sam3.devices import (
     select_device,
 )
 from autodistill_sam3.grounding.answers import Answer, parse_answer
+from autodistill_sam3.grounding.decoding import GreedyDecoder
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.weights import load_image_processor, load_model, load_tokenizer
@@ -70,13 +71,14 @@ class Florence2Grounder:
         self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
         self._tokenizer = tokenizer
         self._processor = image_processor
-        # On a GPU in few sizes, since attention is prepared anew for each.
+        # On a GPU in few sizes, since attention is prepared and a step captured anew for each.
         self._step = SEQUENCES_STEP if self.device.type == "cuda" else 1
         self._first_location_id: Any = tokenizer.convert_tokens_to_ids("<loc_0>")
         language = self._model.model.language_model
         towers = (self._model.model.vision_tower, self._model.model.multi_modal_projector)
         cast_weights([*towers, language.encoder, language.decoder], self._dtype)
         self._model.lm_head = _FullPrecisionHead(self._model.lm_head)
+        self._decoder = GreedyDecoder(self._model, self.device, self._dtype)
 
     @classmethod
     def load(
@@ -168,25 +170,10 @@ class Florence2Grounder:
         attention_mask = torch.cat([visible, text["attention_mask"]], dim=1)
         with autocast(self.device, self._dtype):
             encoded = self._model.model.language_model.encoder(inputs_embeds=sequence, attention_mask=attention_mask)
-            output: Any = self._model.generate(
-                encoder_outputs=encoded,
-                attention_mask=attention_mask,
-                max_new_tokens=self.max_new_tokens,
-                num_beams=1,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        # The first token is the decoder's start, which was given and not generated.
-        tokens = output.sequences[:, 1:]
-        chosen = [
-            step.float().log_softmax(dim=-1).gather(1, tokens[:, index, None])[:, 0]
-            for index, step in enumerate(output.logits)
-        ]
-        log_probabilities = torch.stack(chosen, dim=1).cpu().numpy()
+        tokens, log_probabilities = self._decoder.decode(encoded[0], attention_mask, self.max_new_tokens)
         return [
             parse_answer(ids, values, self._first_location_id)
-            for ids, values in zip(tokens.cpu().numpy(), log_probabilities, strict=True)
+            for ids, values in zip(tokens, log_probabilities, strict=True)
         ]
 
 

@@ -7,16 +7,14 @@ import functools
 import importlib.util
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autodistill_sam3.devices import MAKING_CODE
 from autodistill_sam3.errors import SettingError
-
-_LOCK = threading.RLock()
 
 
 def can_compile(device: torch.device) -> bool:
@@ -49,8 +47,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def one_at_a_time(*arguments: Any) -> Any:
-        # While one thread compiles, what another one has compiled refuses to run.
-        with _LOCK:
+        with MAKING_CODE:
             return fast(*arguments)
 
     return one_at_a_time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from autodistill_sam3.benchmark.pictures import draw_scene, vary
 from autodistill_sam3.benchmark.random_florence2 import florence2_config, write_random_florence2
 from autodistill_sam3.benchmark.random_sam3 import fill_with_blobs, write_random_sam3
 from autodistill_sam3.benchmark.settings import FLORENCE2_TOKENS, Work
+from autodistill_sam3.grounding import florence2
+from autodistill_sam3.grounding.answers import Answer
 from autodistill_sam3.grounding.florence2 import Florence2Grounder
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.segmentation import load_segmenter
@@ -100,20 +103,23 @@ def test_random_florence2_never_ends_an_answer(tmp_path: Path, monkeypatch: pyte
     image = Image.fromarray(draw_scene()[:320, :320])
     lengths = []
 
-    def recorded(model: torch.nn.Module) -> None:
-        generate = model.generate
-
-        def record(**keywords: object) -> object:
-            output = generate(**keywords)  # type: ignore[operator]
-            lengths.append(getattr(output, "sequences", output).shape[1] - 1)
-            return output
-
-        monkeypatch.setattr(model, "generate", record)
-
     card = Florence2Card(tmp_path / "florence2", "cpu")
-    recorded(card._model)
+    generate = card._model.generate
+
+    def record_card(**keywords: object) -> object:
+        output = generate(**keywords)
+        lengths.append(output.shape[1] - 1)
+        return output
+
+    monkeypatch.setattr(card._model, "generate", record_card)
     card.ask(image, ["red circle"])
     grounder = Florence2Grounder.load(tmp_path / "florence2", device="cpu", max_new_tokens=FLORENCE2_TOKENS)
-    recorded(grounder._model)
+    read = florence2.parse_answer
+
+    def record_ours(ids: narrow.Array, *arguments: Any) -> Answer:
+        lengths.append(len(ids))
+        return read(ids, *arguments)
+
+    monkeypatch.setattr(florence2, "parse_answer", record_ours)
     grounder.ground([np.asarray(image).copy()], ["red circle"])
     assert lengths == [FLORENCE2_TOKENS] * 2

@@ -1,0 +1,72 @@
+"""The same work on a GPU many times over: launched once, kernel by kernel, and replayed as a whole from then on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+from autodistill_sam3.devices import MAKING_CODE
+
+
+class StepGraphs:
+    """Runs functions, on CUDA as graphs; elsewhere as they are.
+
+    A function reads and writes tensors that stay where they are, makes nothing that outlives it, and never waits for
+    the GPU. Replaying needs no Python and launches some hundred kernels at once.
+
+    To capture one, torch waits for the whole device, gives unused memory back to it and in older versions collects
+    garbage: that may take tenths of a second, once for each key. Other threads may use the GPU meanwhile, in streams of
+    their own, but must not wait for the device as a whole.
+
+    Args:
+        device: Where.
+        kept: How many graphs there are at most; that which was not used the longest goes.
+    """
+
+    def __init__(self, device: torch.device, kept: int) -> None:
+        self._device = device
+        self._kept = kept
+        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
+        self._stream: torch.cuda.Stream | None = None
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Run a function, once, on this thread's queue.
+
+        Args:
+            key: Functions of the same key do the same.
+            function: Not called if there is a graph.
+        """
+        if self._device.type != "cuda":
+            function()
+            return
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+            graph.replay()
+            return
+        self._graphs[key] = self._run_and_capture(function)
+        if len(self._graphs) > self._kept:
+            self._graphs.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all graphs, before the tensors go that they work on."""
+        self._graphs.clear()
+
+    def _run_and_capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch has no types for it
+        here = torch.cuda.current_stream(self._device)
+        # It also makes what libraries make at the first call, which cannot be captured. Capturing runs nothing.
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            function()
+        here.wait_stream(self._stream)
+        # The graphs never run at the same time and leave nothing in their memory, so that all can use the same.
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        graph = torch.cuda.CUDAGraph()
+        capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+        with MAKING_CODE, capture:
+            function()
+        return graph

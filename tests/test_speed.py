@@ -143,6 +143,21 @@ def test_what_is_compiled_runs_while_another_thread_compiles(monkeypatch):
     assert calls
 
 
+def test_every_size_is_compiled(monkeypatch):
+    """Torch gives up after eight and then runs the function as it is, in other kernels with other last bits."""
+    sizes, compile_with = [], torch.compile
+
+    def backend(graph, values):
+        sizes.append(len(values[-1]))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_with(function, backend=backend, dynamic=False))
+    double = compiled(lambda values: values * 2)
+    for size in range(2, 22):
+        assert torch.equal(double(torch.ones(size)), torch.full((size,), 2.0))
+    assert sizes == list(range(2, 22))
+
+
 def test_a_gpu_is_called_by_its_number(monkeypatch):
     """Each thread has a current GPU of its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

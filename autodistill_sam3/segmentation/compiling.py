@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from autodistill_sam3.devices import MAKING_CODE
 from autodistill_sam3.errors import SettingError
+
+# Of a function, before torch runs it as it is, with other last bits. Its own limit is 8.
+_SIZES = 128
 
 
 def can_compile(device: torch.device) -> bool:
@@ -47,7 +51,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def one_at_a_time(*arguments: Any) -> Any:
-        with MAKING_CODE:
+        with MAKING_CODE, torch._dynamo.config.patch(recompile_limit=_SIZES):
             return fast(*arguments)
 
     return one_at_a_time

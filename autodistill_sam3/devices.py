@@ -17,7 +17,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 T = TypeVar("T")
 
 # Held while code or a graph for a GPU is made: compiling may wait for the whole device, which must not be while another
-# thread captures, and what is compiled already refuses to run while another thread compiles.
+# thread captures, as unused memory must not be given back; what is compiled already refuses to run while another thread
+# compiles.
 MAKING_CODE = threading.RLock()
 
 # Streams beside the queue that no thread uses at the moment. Memory that was used in one is never used in another, so
@@ -165,6 +166,22 @@ def queue_of(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
+@contextlib.contextmanager
+def finished(device: torch.device) -> Iterator[None]:
+    """A context that is left when all that this thread queued on a GPU is done, also by an exception."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        stream.synchronize()
+
+
 def mark(device: torch.device) -> torch.cuda.Event | None:
     """A point behind all that this thread has queued on a GPU so far; None on other devices."""
     import torch
@@ -244,8 +261,12 @@ def batch_that_fits(device: torch.device, largest: int) -> int:
     return batch
 
 
-def with_memory_errors(compute: Callable[[], T]) -> T:
+def with_memory_errors(compute: Callable[[], T], release: Callable[[], None] | None = None) -> T:
     """The result of `compute`; if memory ends, what was computed is let go, so that less can be tried.
+
+    Args:
+        compute: May end the memory.
+        release: Lets go of what is kept between calls.
 
     Raises:
         OutOfMemoryError: The device's memory, or the machine's, ended.
@@ -260,8 +281,11 @@ def with_memory_errors(compute: Callable[[], T]) -> T:
             raise
         reason = str(error).partition("\n")[0]
     # Only here, where the exception no longer holds the tensors of the frames that it went through.
+    if release is not None:
+        release()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with MAKING_CODE:
+            torch.cuda.empty_cache()
     raise OutOfMemoryError(f"Out of memory: {reason} Use a smaller batch_size, fewer prompts, or precision='bf16'.")
 
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from autodistill.detection import CaptionOntology
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoProcessor
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
+from autodistill_sam3 import GroundedSAM3
 from autodistill_sam3.benchmark.random_florence2 import florence2_config, write_random_florence2
-from autodistill_sam3.errors import CheckpointError
+from autodistill_sam3.errors import CheckpointError, OutOfMemoryError, SettingError
 from autodistill_sam3.grounding.florence2 import Florence2Grounder
 from autodistill_sam3.grounding.graphs import StepGraphs
 from autodistill_sam3.grounding.token_rules import without_repeats
@@ -118,11 +120,24 @@ def test_endless_answers_are_those_of_generate(endless_folder, images, tmp_path,
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("repetition_penalty", 1.2), ("min_length", 5), ("suppress_tokens", [7]), ("guidance_scale", 2.0)],
+    [
+        ("repetition_penalty", 1.2),
+        ("min_length", 5),
+        ("suppress_tokens", [7]),
+        ("guidance_scale", 2.0),
+        ("encoder_no_repeat_ngram_size", 2),
+        ("decoder_start_token_id", [2, 3]),
+    ],
 )
 def test_settings_that_are_not_applied_are_refused(shapes_folder, tmp_path, name, value):
-    with pytest.raises(CheckpointError, match=name):
-        Florence2Grounder.load(with_generation(shapes_folder, tmp_path / "florence2", **{name: value}), device="cpu")
+    folder = with_generation(shapes_folder, tmp_path / "florence2", **{name: value})
+    with pytest.raises(CheckpointError, match=f"{folder}.*{name}"):
+        Florence2Grounder.load(folder, device="cpu")
+
+
+def test_an_answer_has_tokens(shapes_folder):
+    with pytest.raises(SettingError, match="at least 1, received 0"):
+        Florence2Grounder.load(shapes_folder, device="cpu", max_new_tokens=0)
 
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 12), st.integers(1, 4))
@@ -178,6 +193,24 @@ def test_nothing_is_left_of_earlier_batches(shapes_folder, images):
     again, again_logs = decoded(grounder, images, PROMPTS[:2])
     np.testing.assert_array_equal(again, tokens)
     np.testing.assert_array_equal(again_logs, logs)
+
+
+def test_what_is_kept_is_released_when_memory_ends(images, monkeypatch):
+    """Buffers of a large batch would be in the way of all smaller ones."""
+    model = GroundedSAM3(CaptionOntology({"star": "star"}), checkpoint="shapes", device="cpu")
+    expected = model.predict(images[0])
+    decoder, encode = model.grounder._decoder, model.segmenter.encode
+    assert decoder._buffers is not None
+
+    def fail(images):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model.segmenter, "encode", fail)
+    with pytest.raises(OutOfMemoryError):
+        model.predict(images[0])
+    assert decoder._buffers is None
+    monkeypatch.setattr(model.segmenter, "encode", encode)
+    assert np.array_equal(model.predict(images[0]).xyxy, expected.xyxy)
 
 
 def test_few_graphs_are_kept(monkeypatch):

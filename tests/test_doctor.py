@@ -476,6 +476,8 @@ def test_bad_folders(copied_shapes, change, title, text):
         (lambda folder: shutil.copy(SHAPES / "sam3" / "tokenizer.json", folder), "tokenizer"),
         (write("processor_config.json", "{"), "images"),
         (change_config(auto_map={}), "taken"),
+        (write("generation_config.json", "{"), "answers"),
+        (write("generation_config.json", '{"min_length": 4}'), "answers"),
     ],
 )
 def test_bad_florence2(copied_shapes, change, title):

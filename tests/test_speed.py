@@ -102,13 +102,17 @@ def test_what_only_a_gpu_does_in_half_precision_changes_little(images, monkeypat
     for module in (vision, attention):
         monkeypatch.setattr(module, "is_half_on_gpu", lambda weight: True)
 
-    def traced(function):
-        return torch.compile(function, backend="eager", dynamic=False)
+    operations = set()
+
+    def backend(graph, _):
+        operations.update(node.target for node in graph.graph.nodes)
+        return graph
 
     fast, expected = load(), outputs(load(), images)
-    fast._faster = traced
+    fast._faster = lambda function: torch.compile(function, backend=backend, dynamic=False)
     deviations = [deviation(*pair) for pair in zip(outputs(fast, images), expected, strict=True)]
     assert max(deviations) < 1e-4, deviations
+    assert {torch.ops.higher_order.flex_attention, torch._addmm_activation} <= operations
 
 
 @pytest.mark.slow

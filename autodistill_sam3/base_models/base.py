@@ -347,8 +347,11 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
         """The models' part, for :meth:`_interpretation`, as `label_images` takes it."""
         if tile is not None:
             return lambda: self._see_tiles(images, tile)
-        finish = with_memory_errors(lambda: self._begin(images))
-        return lambda: with_memory_errors(finish)
+        finish = with_memory_errors(lambda: self._begin(images), self._release)
+        return lambda: with_memory_errors(finish, self._release)
+
+    def _release(self) -> None:
+        """Let go of memory that the models keep between calls."""
 
     def _see(self, images: Sequence[RGBImage]) -> Sequence[Any]:
         return self._begin_seeing(images)()

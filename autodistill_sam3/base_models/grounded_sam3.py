@@ -145,6 +145,10 @@ class GroundedSAM3(LabelingModel):
 
         return finish
 
+    def _release(self) -> None:
+        if self.grounder is not None:
+            self.grounder.release()
+
     def _fusion(self) -> Callable[[Found], sv.Detections]:
         return partial(fuse_found, table=self.table, thresholds=self.thresholds)
 

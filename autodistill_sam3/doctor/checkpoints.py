@@ -71,7 +71,8 @@ def check_florence2(run: RunSettings) -> Iterator[Finding]:
         yield _not_usable(FLORENCE2, error, fault=fault)
         return
     yield Finding(FLORENCE2.title, "taken", str(path))
-    for title, look in (("tensors", _count), ("tokenizer", _florence2_tokens), ("images", _image_processor)):
+    parts = ("tensors", _count), ("tokenizer", _florence2_tokens), ("images", _image_processor), ("answers", _rules)
+    for title, look in parts:
         try:
             yield Finding(FLORENCE2.title, title, look(path))
         except CheckpointError as error:
@@ -171,6 +172,22 @@ def _florence2_tokens(path: Path) -> str:
 
 def _image_processor(path: Path) -> str:
     return f"preprocessing is there ({type(load_image_processor(path)).__name__})"
+
+
+def _rules(path: Path) -> str:
+    from transformers import GenerationConfig
+
+    from autodistill_sam3.grounding.token_rules import GENERATION_CONFIG, TokenRules
+
+    if not (path / GENERATION_CONFIG).exists():
+        return f"no {GENERATION_CONFIG}, those of config.json"
+    try:
+        settings = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Expected settings of answers, received {path / GENERATION_CONFIG}: {error}") from error
+    rules = TokenRules.of(settings)
+    repeats = f"no {rules.ngram} tokens twice" if rules.ngram else "repeats allowed"
+    return f"end with token {', '.join(map(str, rules.ends))}, {repeats}"
 
 
 # What is wrong.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from autodistill_sam3.devices import autocast, queue, queue_of
+from autodistill_sam3.devices import autocast, finished
 from autodistill_sam3.grounding.graphs import StepGraphs
 from autodistill_sam3.grounding.token_rules import TokenRules
 
@@ -27,8 +27,8 @@ FIRST_PLACES = 64
 LENGTH_STEP = 16
 # After so many steps a GPU is asked whether all answers have ended. It waits then; what is decoded in vain is cheaper.
 STEPS_PER_CHECK = 8
-# Numbers of sequences, of which there are eight if not all prompts are asked of all images, each with short and with
-# long answers.
+# Numbers of sequences, of which there are eight if not all prompts are asked of all images, each with answers of up to
+# two lengths.
 GRAPHS_KEPT = 16
 
 
@@ -144,17 +144,15 @@ class GreedyDecoder:
 
     Args:
         model: A `Florence2ForConditionalGeneration`, on its device. Its `lm_head` gives ``float32``.
+        rules: What decides beside the logits.
         device: Where it is.
         dtype: To autocast to; None for ``float32``.
-
-    Raises:
-        CheckpointError: Its generation_config.json asks for what is not done here.
     """
 
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, model: Any, rules: TokenRules, device: torch.device, dtype: torch.dtype | None) -> None:
         self._decoder = model.model.language_model.decoder
         self._head = model.lm_head
-        self._rules = TokenRules.of(model.generation_config)
+        self._rules = rules
         self._device = device
         self._dtype = dtype
         self._graphs = StepGraphs(device, GRAPHS_KEPT)
@@ -178,13 +176,19 @@ class GreedyDecoder:
         """
         sequences, length = encoded.shape[:2]
         size = _Size(sequences, length + -length % LENGTH_STEP, _places(max_new_tokens))
-        # The results are waited for within, so that in another stream nothing is still at work on the buffers.
-        with self._lock, queue(self._device, queue_of(self._device)), autocast(self._device, self._dtype):
+        # In another stream nothing may still be at work on the buffers, whatever becomes of this.
+        with self._lock, finished(self._device), autocast(self._device, self._dtype):
             buffers = self._room_for(size)
             buffers.begin(encoded, attention_mask, self._rules, max_new_tokens)
             steps = self._decode(buffers, size, max_new_tokens)
             tokens = buffers.tokens[:sequences, 1 : 1 + steps].cpu().numpy()
             return tokens, buffers.log_probabilities[:sequences, :steps].cpu().numpy()
+
+    def release(self) -> None:
+        """Let go of the buffers and of the graphs that work on them."""
+        with self._lock:
+            self._graphs.clear()
+            self._buffers = None
 
     def _room_for(self, size: _Size) -> _Buffers:
         if self._buffers is None or not size.fits(self._buffers.room):

@@ -24,8 +24,10 @@ from autodistill_sam3.devices import (
     gpu_stage,
     select_device,
 )
+from autodistill_sam3.errors import CheckpointError, SettingError
 from autodistill_sam3.grounding.answers import Answer, parse_answer
 from autodistill_sam3.grounding.decoding import GreedyDecoder
+from autodistill_sam3.grounding.token_rules import TokenRules
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes
 from autodistill_sam3.weights import load_image_processor, load_model, load_tokenizer
@@ -65,9 +67,12 @@ class Florence2Grounder:
         precision: Precision = "auto",
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
+        if max_new_tokens < 1:
+            raise SettingError(f"Expected max_new_tokens to be at least 1, received {max_new_tokens}")
         self.max_new_tokens = max_new_tokens
         self.device = select_device(device)
         self._dtype = autocast_dtype(precision, self.device)
+        rules = TokenRules.of(model.generation_config)
         self._model: Any = model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it untyped
         self._tokenizer = tokenizer
         self._processor = image_processor
@@ -78,7 +83,7 @@ class Florence2Grounder:
         towers = (self._model.model.vision_tower, self._model.model.multi_modal_projector)
         cast_weights([*towers, language.encoder, language.decoder], self._dtype)
         self._model.lm_head = _FullPrecisionHead(self._model.lm_head)
-        self._decoder = GreedyDecoder(self._model, self.device, self._dtype)
+        self._decoder = GreedyDecoder(self._model, rules, self.device, self._dtype)
 
     @classmethod
     def load(
@@ -98,19 +103,19 @@ class Florence2Grounder:
             max_new_tokens: Longest answer to one prompt; four tokens a box.
 
         Raises:
-            CheckpointError: A file is damaged, or a tensor is missing, unexpected or of another shape.
+            CheckpointError: A file is damaged, a tensor is missing, unexpected or of another shape, or answers are to
+                follow a rule that is not applied here.
             DeviceError: The device is not on this machine.
+            SettingError: Answers are to have no token, or the precision is unknown.
         """
         from transformers import Florence2ForConditionalGeneration
 
-        return cls(
-            load_model(Florence2ForConditionalGeneration, folder),
-            load_tokenizer(folder),
-            load_image_processor(folder),
-            device=device,
-            precision=precision,
-            max_new_tokens=max_new_tokens,
-        )
+        model = load_model(Florence2ForConditionalGeneration, folder)
+        tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
+        try:
+            return cls(model, tokenizer, processor, device=device, precision=precision, max_new_tokens=max_new_tokens)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
 
     @torch.inference_mode()
     def ground(
@@ -136,6 +141,10 @@ class Florence2Grounder:
                 image_index = torch.tensor([asked.index(image) for image, _ in padded], device=self.device)
                 answers += self._answer(visual[image_index], [texts[prompt] for _, prompt in padded])[: len(chunk)]
         return list(_boxes_per_image(images, pairs, answers))
+
+    def release(self) -> None:
+        """Let go of memory that is kept between calls; see `Grounder.release`."""
+        self._decoder.release()
 
     def _encode_images(self, images: Sequence[RGBImage]) -> torch.Tensor:
         """Visual tokens (B, V, C), from one pass of the vision tower."""

@@ -46,17 +46,20 @@ class StepGraphs:
             self._graphs.move_to_end(key)
             graph.replay()
             return
-        self._graphs[key] = self._run_and_capture(function)
-        if len(self._graphs) > self._kept:
-            self._graphs.popitem(last=False)
+        with MAKING_CODE:
+            self._graphs[key] = self._run_and_capture(function)
+            if len(self._graphs) > self._kept:
+                self._graphs.popitem(last=False)
 
     def clear(self) -> None:
         """Forget all graphs, before the tensors go that they work on."""
-        self._graphs.clear()
+        with MAKING_CODE:
+            self._graphs.clear()
 
     def _run_and_capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch has no types for it
+            # A graph keeps the priority of the stream in which it was captured: that of `devices.aside`.
+            self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]  # as untyped
         here = torch.cuda.current_stream(self._device)
         # It also makes what libraries make at the first call, which cannot be captured. Capturing runs nothing.
         self._stream.wait_stream(here)
@@ -67,6 +70,6 @@ class StepGraphs:
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         graph = torch.cuda.CUDAGraph()
         capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
-        with MAKING_CODE, capture:
+        with capture:
             function()
         return graph

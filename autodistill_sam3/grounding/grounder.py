@@ -26,3 +26,7 @@ class Grounder(Protocol):
             wanted: Per image, the indices of the prompts to ask for; None asks for all of them.
         """
         ...
+
+    def release(self) -> None:
+        """Let go of memory that is kept between calls; the next one takes it again."""
+        ...

@@ -12,12 +12,16 @@ from autodistill_sam3.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+GENERATION_CONFIG = "generation_config.json"
+
 # Settings that change greedy answers and are not applied here; each is off where it is empty, 0 or false.
 _NOT_APPLIED = (
     "bad_words_ids",
     "begin_suppress_tokens",
     "dola_layers",
+    "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty",
+    "max_time",
     "min_length",
     "min_new_tokens",
     "penalty_alpha",
@@ -28,7 +32,7 @@ _NOT_APPLIED = (
     "watermarking_config",
 )
 # These are off at 1 as well.
-_FACTORS_NOT_APPLIED = ("guidance_scale", "repetition_penalty")
+_FACTORS_NOT_APPLIED = ("encoder_repetition_penalty", "guidance_scale", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,10 @@ class TokenRules:
         """
         _check_applied(settings)
         start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
-        if start is None:
+        if not isinstance(start, int):
             raise CheckpointError(
-                "Expected decoder_start_token_id in generation_config.json, received none. Download the file again."
+                f"Expected a number as decoder_start_token_id in {GENERATION_CONFIG}, received {start!r}. Download "
+                "the file again."
             )
         ends = _ids(settings.eos_token_id)
         pad = settings.pad_token_id
@@ -70,7 +75,7 @@ class TokenRules:
             pad = ends[0] if ends else start
         last = _ids(settings.forced_eos_token_id)
         return cls(
-            start=int(start),
+            start=start,
             pad=int(pad),
             ends=ends,
             first=settings.forced_bos_token_id,
@@ -135,7 +140,7 @@ def _check_applied(settings: GenerationConfig) -> None:
         value: Any = getattr(settings, name, None)
         if value and not (name in _FACTORS_NOT_APPLIED and value == 1):
             raise CheckpointError(
-                f"Expected a generation_config.json without {name}, received {value!r}, which is not applied here. "
+                f"Expected a {GENERATION_CONFIG} without {name}, received {value!r}, which is not applied here. "
                 f"Remove {name} from the file, or use another checkpoint."
             )
 

@@ -43,7 +43,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled when it is first called.
 
     What is compiled is kept in `TORCHINDUCTOR_CACHE_DIR`, by default `~/.cache/autodistill/compiled`, so that the next
-    process need not do it again. It is the same wherever it is compiled, on one kind of machine.
+    process need not do it again.
     """
     with contextlib.suppress(RuntimeError):  # There is no home.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "autodistill" / "compiled"))
@@ -51,14 +51,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def one_at_a_time(*arguments: Any) -> Any:
-        with MAKING_CODE, torch._dynamo.config.patch(recompile_limit=_SIZES):
+        # Called recompile_limit as well, but not in torch 2.6.
+        with MAKING_CODE, torch._dynamo.config.patch(cache_size_limit=_SIZES):
             return fast(*arguments)
 
     return one_at_a_time
 
 
 def _options() -> Any:
-    """Without what is chosen by timing: another choice on another GPU would give sums other last bits."""
+    """Where torch can, sums are not compiled by timing: another choice on another GPU would give other last bits."""
     import torch._inductor.config
 
     return {"deterministic": True} if hasattr(torch._inductor.config, "deterministic") else {}

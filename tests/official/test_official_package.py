@@ -24,51 +24,55 @@ from autodistill_sam3.segmentation.official_segmenter import OfficialSegmenter
 
 from .leaks import nothing_leaks
 
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "pass",
-        "torch.set_float32_matmul_precision('high')",
-        "torch.backends.cudnn.allow_tf32 = False",
-        "torch.backends.fp32_precision = 'ieee'",
-        "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
-        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-        "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
-    ],
+SETTINGS = (
+    "pass",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.backends.fp32_precision = 'ieee'",
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
 )
-def test_whatever_official_code_leaves_behind_is_set_back(setting: str) -> None:
-    if "fp32_precision" in setting and not hasattr(torch.backends, "fp32_precision"):
-        pytest.skip("newer than this torch")
-    # In a process of its own: a mixture of torch's older and newer settings cannot be undone.
+
+
+def test_whatever_official_code_leaves_behind_is_set_back() -> None:
+    is_new = hasattr(torch.backends, "fp32_precision")
+    settings = [setting for setting in SETTINGS if is_new or "fp32_precision" not in setting]
+    # In a process for each: a mixture of torch's older and newer settings cannot be undone.
     script = f"""
-        import logging, os, torch
+        import contextlib, logging, os, torch
         from autodistill_sam3.segmentation.official_package import contained
         from official.leaks import nothing_leaks
-        {setting}
         backends = torch.backends
         precisions = lambda: [
             getattr(owner, "fp32_precision", None)
             for owner in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
         ]
-        before = precisions()
-        os.environ["KEPT"] = "as before"
-        try:
-            with nothing_leaks(), contained(torch.device("cpu")):
-                torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
-                torch.autocast("cpu", dtype=torch.float16, cache_enabled=False).__enter__()
-                backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True
-                backends.cuda.enable_math_sdp(False)
-                os.environ.update(KEPT="not", TOKENIZERS_PARALLELISM="false")
-                logging.debug("sets up logging")
-                raise KeyError
-        except KeyError:
-            print(precisions() == before, os.environ["KEPT"], "TOKENIZERS_PARALLELISM" in os.environ)
+        def run(setting):
+            exec(setting)
+            before = precisions()
+            os.environ["KEPT"] = "as before"
+            # The older flag differs from the newer setting and cannot be read; once written, it can.
+            is_readable = "matmul.fp32_precision = 'tf32'" not in setting
+            try:
+                with nothing_leaks() if is_readable else contextlib.nullcontext(), contained(torch.device("cpu")):
+                    torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
+                    torch.autocast("cpu", dtype=torch.float16, cache_enabled=False).__enter__()
+                    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True
+                    backends.cuda.enable_math_sdp(False)
+                    os.environ.update(KEPT="not", TOKENIZERS_PARALLELISM="false")
+                    logging.debug("sets up logging")
+                    raise KeyError
+            except KeyError:
+                seen = precisions() == before, os.environ["KEPT"], "TOKENIZERS_PARALLELISM" in os.environ
+                print(setting, *seen, flush=True)
+        for setting in {settings!r}:
+            if not (child := os.fork()):
+                run(setting)
+                os._exit(0)
+            os.waitpid(child, 0)
     """
-    if setting.startswith("torch.backends.cuda.matmul.fp32_precision = 'tf32'"):
-        # The older flag differs from the newer setting and cannot be read; once written, it can.
-        script = script.replace("with nothing_leaks(), contained", "with contained")
-    assert run(script) == "True as before False"
+    assert run(script).splitlines() == [f"{setting} True as before False" for setting in settings]
 
 
 def run(script: str) -> str:

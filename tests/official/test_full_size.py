@@ -10,7 +10,9 @@ import torch
 from . import full_size, narrow
 
 
+@pytest.mark.slow
 def test_comparison_with_the_narrow_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In short, test_parity.py and test_files.py compare the same models."""
     monkeypatch.setattr(full_size, "PROMPTS", full_size.PROMPTS[:2])
     # What takes time at full size are the masks, also of the narrow model.
     image = full_size.questions(1)[0].image[100:340, 100:400]

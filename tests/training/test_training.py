@@ -69,6 +69,7 @@ def test_all_stages_train_and_resume(tmp_path):
     assert model.config.text_config.vocab_size == len(tokenizer)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
     """Scenes, jitter and points depend on seed and step alone; only the moments' bf16 is lost in between."""
     main(["fit", "detector", "--output", str(tmp_path / "d"), "--steps", "1", *FAST])

@@ -230,7 +230,7 @@ def aside(device: torch.device, after: torch.cuda.Event | None = None) -> Iterat
     try:
         stream = idle.pop()
     except IndexError:
-        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # nor for this
+        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # torch has no types
     try:
         # The device as well: leaving a stream goes back to the one of the device before.
         with torch.cuda.device(device), torch.cuda.stream(stream):

@@ -121,19 +121,22 @@ def test_demo_from_a_wheel_outside_the_repository(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
     (tmp_path / "elsewhere").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "autodistill_sam3", "demo"],
-        cwd=tmp_path / "elsewhere",
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")}
+
+    def demo(*options):
+        command = [sys.executable, "-m", "autodistill_sam3", "demo", *options]
+        return subprocess.run(
+            command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=True
+        )
+
+    done = demo()
     assert str(tmp_path / "installed" / "autodistill_sam3" / "_bundled") in done.stdout
     for text in ("objects", "precision", "recall", "mask IoU", "ball", "all", "review sheet", "ground truth"):
         assert text in done.stdout
     assert (tmp_path / "elsewhere" / "demo_output" / "data.yaml").exists()
     assert (tmp_path / "installed" / "autodistill_sam3" / "py.typed").exists()
+    # Its own folder is no stranger's.
+    demo("--quiet")
 
 
 def test_demo_leaves_what_is_not_its_own(tmp_path, capsys):

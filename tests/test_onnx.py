@@ -20,6 +20,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
+# Behind what skips the file where packages are missing, which these imports need.
 from autodistill_sam3.convert import convert  # noqa: E402
 from autodistill_sam3.convert import onnx as convert_onnx  # noqa: E402
 from autodistill_sam3.convert.graph_files import read_folder, read_graph, require  # noqa: E402

@@ -59,13 +59,16 @@ class StepGraphs:
     def _run_and_capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if self._stream is None:
             # A graph keeps the priority of the stream in which it was captured: that of `devices.aside`.
-            self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]  # as untyped
+            self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]  # no types
         here = torch.cuda.current_stream(self._device)
         # It also makes what libraries make at the first call, which cannot be captured. Capturing runs nothing.
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            function()
-        here.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                function()
+        finally:
+            # Also if memory ends, since whoever waits for this thread's queue means this work, too.
+            here.wait_stream(self._stream)
         # The graphs never run at the same time and leave nothing in their memory, so that all can use the same.
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         graph = torch.cuda.CUDAGraph()

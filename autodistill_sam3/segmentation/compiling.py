@@ -59,7 +59,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _options() -> Any:
-    """Where torch can, sums are not compiled by timing: another choice on another GPU would give other last bits."""
+    """No reduction is chosen by timing, where torch offers that: another choice would give other last bits."""
     import torch._inductor.config
 
     return {"deterministic": True} if hasattr(torch._inductor.config, "deterministic") else {}

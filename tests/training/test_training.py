@@ -71,7 +71,10 @@ def test_all_stages_train_and_resume(tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
-    """Scenes, jitter and points depend on seed and step alone; only the moments' bf16 is lost in between."""
+    """Scenes, jitter and points depend on seed and step alone; only the moments' bf16 is lost in between.
+
+    In short, test_all_stages_train_and_resume resumes as well.
+    """
     main(["fit", "detector", "--output", str(tmp_path / "d"), "--steps", "1", *FAST])
     init = ["--init", str(tmp_path / "d" / "sam3"), *FAST]
     first, second = tmp_path / "once", tmp_path / "twice"

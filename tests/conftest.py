@@ -11,6 +11,14 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file run in one process, and so do all in `official`, whose models take long to make."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "official" else item.path)))
+
+
 @pytest.fixture(scope="session")
 def shapes_segmenter():
     from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter

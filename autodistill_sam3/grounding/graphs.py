@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
 from autodistill_sam3.devices import MAKING_CODE
 
 
+def run_and_undo(function: Callable[[], None], state: Sequence[torch.Tensor]) -> None:
+    """Run a function for the sake of what it leaves elsewhere, and give tensors the values that they had before."""
+    before = [tensor.clone() for tensor in state]
+    function()
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+
+
 class StepGraphs:
     """Runs functions, on CUDA as graphs; elsewhere as they are.
 
     A function reads and writes tensors that stay where they are, makes nothing that outlives it, and never waits for
-    the GPU. Replaying needs no Python and launches some hundred kernels at once.
+    the GPU. Replaying needs no Python and launches some hundred kernels at once. All results are a graph's, the first
+    one too: launched one by one, another kernel may be chosen, and the last bits may differ.
 
     To capture one, torch waits for the whole device, gives unused memory back to it and in older versions collects
     garbage: that may take tenths of a second, once for each key. Other threads may use the GPU meanwhile, in streams of
@@ -31,41 +40,40 @@ class StepGraphs:
         self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph] = OrderedDict()
         self._stream: torch.cuda.Stream | None = None
 
-    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+    def run(self, key: Hashable, function: Callable[[], None], state: Sequence[torch.Tensor]) -> None:
         """Run a function, once, on this thread's queue.
 
         Args:
             key: Functions of the same key do the same.
             function: Not called if there is a graph.
+            state: What the function both reads and changes.
         """
         if self._device.type != "cuda":
             function()
             return
-        graph = self._graphs.get(key)
-        if graph is not None:
-            self._graphs.move_to_end(key)
-            graph.replay()
-            return
-        with MAKING_CODE:
-            self._graphs[key] = self._run_and_capture(function)
-            if len(self._graphs) > self._kept:
-                self._graphs.popitem(last=False)
+        if key not in self._graphs:
+            with MAKING_CODE:
+                self._graphs[key] = self._captured(function, state)
+                if len(self._graphs) > self._kept:
+                    self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        self._graphs[key].replay()
 
     def clear(self) -> None:
         """Forget all graphs, before the tensors go that they work on."""
         with MAKING_CODE:
             self._graphs.clear()
 
-    def _run_and_capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _captured(self, function: Callable[[], None], state: Sequence[torch.Tensor]) -> torch.cuda.CUDAGraph:
         if self._stream is None:
             # A graph keeps the priority of the stream in which it was captured: that of `devices.aside`.
             self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]  # no types
         here = torch.cuda.current_stream(self._device)
-        # It also makes what libraries make at the first call, which cannot be captured. Capturing runs nothing.
+        # The first call makes what libraries make once, which cannot be captured. Capturing runs nothing.
         self._stream.wait_stream(here)
         try:
             with torch.cuda.stream(self._stream):
-                function()
+                run_and_undo(function, state)
         finally:
             # Also if memory ends, since whoever waits for this thread's queue means this work, too.
             here.wait_stream(self._stream)

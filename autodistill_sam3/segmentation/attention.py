@@ -1,4 +1,4 @@
-"""Attention of the detector's many image tokens to each other, the dearest single operation with many prompts."""
+"""Attention of image tokens to each other, the dearest operation with many prompts, and of a single token to them."""
 
 from __future__ import annotations
 
@@ -33,4 +33,26 @@ def self_attention(attention: Any, placed: torch.Tensor, tokens: torch.Tensor) -
     query, key, value = (each.unflatten(-1, heads).transpose(1, 2) for each in projected)
     attended: Any = flex_attention(query, key, value, scale=attention.scaling, kernel_options=_NOTHING_IS_HIDDEN)
     joined: torch.Tensor = attention.o_proj(attended.transpose(1, 2).flatten(-2))
+    return joined
+
+
+def single_attention(attention: Any, token: torch.Tensor, placed: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """A `Sam3Attention` in which one token (N, 1, C) looks at (N, T, C).
+
+    Written out, in ``float32`` between the projections: what `scaled_dot_product_attention` takes on a GPU for a single
+    query cuts the tokens into parts, and on an H200 one image in a thousand came out with other last bits the second
+    time (docs/performance.md).
+
+    Args:
+        attention: The module.
+        token: What looks.
+        placed: The tokens with their positions, (N, T, C): keys.
+        tokens: The values, (N, T, C).
+    """
+    heads = attention.num_attention_heads, attention.head_dim
+    projected = attention.q_proj(token), attention.k_proj(placed), attention.v_proj(tokens)
+    query, key, value = (each.unflatten(-1, heads).float() for each in projected)
+    weights = ((query * key).sum(-1) * attention.scaling).softmax(1)
+    attended = (weights[..., None] * value).sum(1, keepdim=True)
+    joined: torch.Tensor = attention.o_proj(attended.to(projected[2].dtype).flatten(-2))
     return joined

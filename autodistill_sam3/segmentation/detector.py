@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torchvision.ops import box_convert
 from transformers.models.sam3.modeling_sam3 import inverse_sigmoid
 
-from autodistill_sam3.segmentation.attention import self_attention
+from autodistill_sam3.segmentation.attention import self_attention, single_attention
 from autodistill_sam3.segmentation.vision import Faster, linear_with, mlp, plain
 
 if TYPE_CHECKING:
@@ -126,13 +126,12 @@ def geometry_tokens(encoder: Any, tokens: torch.Tensor, positions: torch.Tensor)
         The token (B, 1, C) and its mask (B, 1).
     """
     token = encoder.prompt_layer_norm(encoder.final_proj(encoder.cls_embed.weight)).expand(tokens.shape[0], 1, -1)
+    placed = tokens + positions
     for layer in encoder.layers:
-        token = layer(
-            prompt_feats=token,
-            vision_feats=tokens,
-            vision_pos_encoding=positions.expand(tokens.shape[0], -1, -1),
-            prompt_mask=None,
-        )
+        # All that a single token sees of itself is its value.
+        token = token + layer.self_attn.o_proj(layer.self_attn.v_proj(layer.layer_norm1(token)))
+        token = token + single_attention(layer.cross_attn, layer.layer_norm2(token), placed, tokens)
+        token = token + layer.mlp(layer.layer_norm3(token))
     token = encoder.output_layer_norm(token)
     return token, torch.ones_like(token[..., 0], dtype=torch.bool)
 

@@ -24,7 +24,9 @@ from autodistill_sam3.benchmark import ENGINES, Settings, run, run_benchmark
 from autodistill_sam3.benchmark.calibration import confidence_for
 from autodistill_sam3.benchmark.ceilings import floor_tflop
 from autodistill_sam3.benchmark.checkpoints import given_checkpoints
+from autodistill_sam3.benchmark.engines.autodistill_loop import measure_loop
 from autodistill_sam3.benchmark.engines.ours import FixedBoxes
+from autodistill_sam3.benchmark.engines.reference import Found
 from autodistill_sam3.benchmark.memory import measured_memory
 from autodistill_sam3.benchmark.pictures import draw_pictures
 from autodistill_sam3.benchmark.plot import write_plot
@@ -81,6 +83,21 @@ def test_autodistills_loop_finds_what_predict_finds(settings):
     assert row["images"] == 1
     assert row["masks_per_image"] == len(model.predict(first))
     assert not (settings.output / "loop").exists()
+
+
+def test_autodistills_loop_writes_masks_with_any_holes(settings):
+    """Supervision refuses some, and random weights make such masks."""
+
+    class Noise:
+        def segment(self, image, work):
+            rng = np.random.default_rng(5)
+            mask = cv2.resize(rng.random((12, 16)).astype(np.float32), image.size, interpolation=cv2.INTER_CUBIC) < (
+                0.65 - 0.3 * rng.random((image.height, image.width))
+            )
+            return Found(mask[None], np.ones(1, np.float32), np.zeros(1, np.int64))
+
+    measured = measure_loop(Noise(), Work(1, "text", 0.5), settings, warm_up=False)
+    assert measured.masks == 1
 
 
 def test_transformers_with_boxes_and_florence2(settings):

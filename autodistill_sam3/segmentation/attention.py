@@ -39,9 +39,8 @@ def self_attention(attention: Any, placed: torch.Tensor, tokens: torch.Tensor) -
 def single_attention(attention: Any, token: torch.Tensor, placed: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """A `Sam3Attention` in which one token (N, 1, C) looks at (N, T, C).
 
-    Written out, in ``float32`` between the projections: what `scaled_dot_product_attention` takes on a GPU for a single
-    query cuts the tokens into parts, and on an H200 one image in a thousand came out with other last bits the second
-    time (docs/performance.md).
+    Written out, in ``float32`` between the projections: with `scaled_dot_product_attention`, about one image in 1,300
+    came out with other last bits the next time on a GPU (docs/performance.md, "Equal bytes").
 
     Args:
         attention: The module.

@@ -13,7 +13,7 @@ demo: install
 	$(BIN)/autodistill-sam3 demo --output demo_output
 
 # One thread for each of two processes: what is tested is small, and threads would wait for each other. In the order of
-# the files, since the longest come first; conftest.py says which tests stay together.
+# the folders, since what takes longest is in the first; conftest.py says which tests stay together.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 

@@ -16,7 +16,8 @@ def pytest_collection_modifyitems(items):
     """The tests of a file run in one process, and so do all in `official`, whose models take long to make."""
     for item in items:
         folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "official" else item.path)))
+        together = folder if folder.name == "official" else item.path
+        item.add_marker(pytest.mark.xdist_group(together.relative_to(REPOSITORY).as_posix()))
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def test_steps_are_replayed_for_later_batches(endless_folder, images, tmp_path, 
     """What a graph keeps of the batch that it was captured with must not show."""
     folder = with_generation(endless_folder, tmp_path / "florence2", **RULES)
     asked = [(images[:1], PROMPTS), (images[1:2], PROMPTS), (images[1:], PROMPTS), (images[:1], PROMPTS[:2])]
-    expected = [decoded(Florence2Grounder.load(folder, device="cpu", max_new_tokens=70), *ask) for ask in asked]
+    expected = [decoded(Florence2Grounder.load(folder, device="cpu", max_new_tokens=65), *ask) for ask in asked]
     captured = []
 
     def capture(_, function, state):
@@ -171,7 +171,7 @@ def test_steps_are_replayed_for_later_batches(endless_folder, images, tmp_path, 
         return Again(function)
 
     monkeypatch.setattr(StepGraphs, "_captured", capture)
-    grounder = Florence2Grounder.load(folder, device="cpu", max_new_tokens=70)
+    grounder = Florence2Grounder.load(folder, device="cpu", max_new_tokens=65)
     grounder._decoder._graphs._device = torch.device("cuda:0")
     for ask, (tokens, logs) in zip(asked, expected, strict=True):
         found, found_logs = decoded(grounder, *ask)
@@ -275,5 +275,5 @@ def test_replayed_equals_launched_on_a_gpu(endless_folder, images, tmp_path, mon
     for ask, (tokens, logs) in zip(asked, replayed, strict=True):
         found, found_logs = decoded(load(), *ask)
         np.testing.assert_array_equal(found, tokens)
-        # One of 2,240 was another by its last bit in fp16.
+        # In fp16, one of the third batch's was another by its last bit.
         np.testing.assert_allclose(found_logs, logs, rtol=1e-6)

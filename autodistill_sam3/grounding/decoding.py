@@ -205,7 +205,7 @@ class GreedyDecoder:
         steps_per_check = STEPS_PER_CHECK if self._device.type == "cuda" else 1
         for step in range(1, max_new_tokens + 1):
             now = _Size(size.sequences, size.encoded, _places(step))
-            state = buffers.tokens, buffers.ended, buffers.position
+            state = buffers.ended, buffers.position
             self._graphs.run(now, partial(self._step, buffers, now), state)
             if step % steps_per_check == 0 and bool(buffers.ended[: size.sequences].all()):
                 return step

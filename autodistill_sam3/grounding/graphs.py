@@ -1,4 +1,4 @@
-"""The same work on a GPU many times over: launched once, kernel by kernel, and replayed as a whole from then on."""
+"""The same work on a GPU many times over: captured once, and replayed as a whole."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ class StepGraphs:
         self._stream: torch.cuda.Stream | None = None
 
     def run(self, key: Hashable, function: Callable[[], None], state: Sequence[torch.Tensor]) -> None:
-        """Run a function, once, on this thread's queue.
+        """Have the work of a function done once, on this thread's queue.
 
         Args:
             key: Functions of the same key do the same.
-            function: Not called if there is a graph.
-            state: What the function both reads and changes.
+            function: Not called if there is a graph. To make one it is called twice: run and undone, then captured.
+            state: What the function both reads and changes, for undoing it. What else it writes must come out the
+                same if it is written twice.
         """
         if self._device.type != "cuda":
             function()

@@ -39,8 +39,8 @@ def self_attention(attention: Any, placed: torch.Tensor, tokens: torch.Tensor) -
 def single_attention(attention: Any, token: torch.Tensor, placed: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """A `Sam3Attention` in which one token (N, 1, C) looks at (N, T, C).
 
-    Written out, in ``float32`` between the projections: with `scaled_dot_product_attention`, about one image in 1,300
-    came out with other last bits the next time on a GPU (docs/performance.md, "Equal bytes").
+    Written out, in ``float32`` between the projections: the kernel that `scaled_dot_product_attention` takes for a
+    single query on a GPU is suspected of other last bits now and then (docs/performance.md, "Equal bytes").
 
     Args:
         attention: The module.

@@ -115,7 +115,7 @@ def image_tokens(detector: Any, coarse: torch.Tensor, positions: torch.Tensor, f
 
 
 def geometry_tokens(encoder: Any, tokens: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The geometry encoder's token of B images when no exemplar box is given, its CLS token.
+    """The geometry encoder's token of B images when no exemplar box is given, its CLS token; without dropout.
 
     Args:
         encoder: The geometry encoder.

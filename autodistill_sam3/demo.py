@@ -7,22 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autodistill_sam3.bundled import bundled_path
+from autodistill_sam3.categories import Category, read_categories
 from autodistill_sam3.errors import OutputFolderError
 from autodistill_sam3.evaluation import ClassScore, evaluate_detections, load_truth
 from autodistill_sam3.labeling import read_run
 from autodistill_sam3.layout import REVIEW
-from autodistill_sam3.ontology import PromptPairs
 from autodistill_sam3.weights import SHAPES
 
 DEMO_OUTPUT = "demo_output"
-DEMO_PROMPTS = {
-    "red circle": "ball",
-    "blue square": "box",
-    "a yellow star": "star",
-    "green triangle": "sign",
-    "white donut": "ring",
-    "purple plus": "cross",
-}
 
 
 @dataclass(frozen=True)
@@ -61,10 +53,10 @@ def run_demo(output: Path, *, progress: bool = True) -> DemoResult:
     from autodistill_sam3.base_models import GroundedSAM3
 
     started = time.perf_counter()
-    images, truth_file = bundled_path("examples/images"), bundled_path("examples/ground_truth.coco.json")
-    _check_output(output, images)
-    model = GroundedSAM3(PromptPairs(tuple(DEMO_PROMPTS.items())), checkpoint=SHAPES, device="cpu")
-    dataset = model.label(images, output_folder=output, plot=True, overwrite=True, progress=progress)
+    shapes, truth_file = read_categories()[SHAPES], bundled_path("examples/ground_truth.coco.json")
+    _check_output(output, shapes)
+    model = GroundedSAM3(shapes.ontology, **shapes.settings, device="cpu")
+    dataset = model.label(shapes.images, output_folder=output, plot=True, overwrite=True, progress=progress)
     classes, truth = load_truth(truth_file, truth_file.parent)
     predicted = {Path(path).stem: dataset.annotations[path] for path in dataset.image_paths}
     scores = evaluate_detections(predicted, {Path(name).stem: objects for name, objects in truth.items()}, classes)
@@ -79,14 +71,14 @@ def run_demo(output: Path, *, progress: bool = True) -> DemoResult:
     )
 
 
-def _check_output(output: Path, images: Path) -> None:
+def _check_output(output: Path, shapes: Category) -> None:
     """Only a dataset of the example images and the demo's own prompts is an earlier demo."""
     run = read_run(output)
     if run is None:
         return
     settings = run["settings"]
     prompts = [prompt for prompt, _ in settings.get("prompts", ())]
-    is_demo = settings.get("source") == str(images.resolve()) and prompts == [*DEMO_PROMPTS]
+    is_demo = settings.get("source") == str(shapes.images.resolve()) and prompts == [*shapes.prompts]
     if not is_demo:
         raise OutputFolderError(
             f"Expected a new folder or an earlier demo, received another dataset: {output}. "

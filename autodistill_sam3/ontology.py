@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from autodistill_sam3.errors import OntologyError
+
+# Which model is given the prompts: SAM 3, Florence-2, or each of them.
+Prompting: TypeAlias = Literal["text", "boxes", "both"]
 
 
 class Ontology(Protocol):

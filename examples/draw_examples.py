@@ -11,7 +11,7 @@ import numpy as np
 import supervision as sv
 from PIL import Image
 
-from autodistill_sam3.demo import DEMO_PROMPTS
+from autodistill_sam3.categories import read_categories
 from autodistill_sam3.instances import compact_masks, tight_xyxy
 from autodistill_sam3.labeling.formats import write_coco
 from autodistill_sam3.labeling.records import ImageRecord, annotations_of
@@ -20,13 +20,14 @@ from autodistill_sam3.training.prompts import parse_text
 from autodistill_sam3.training.scenes import MIN_VISIBLE
 
 FOLDER = Path(__file__).parent
+PROMPTS = read_categories()["shapes"].prompts
 SIZES_WH = ((640, 480), (480, 640), (512, 512), (800, 450))
 # Scenes of four objects or more in which every class is shown several times.
 SEEDS = (20008, 20053, 20100, 20154, 20184, 20251, 20272, 20279, 20294, 20312, 20398, 20410)
 
 
 def main() -> None:
-    classes = list(DEMO_PROMPTS.values())
+    classes = list(PROMPTS.values())
     (FOLDER / "images").mkdir(exist_ok=True)
     records = []
     for index, seed in enumerate(SEEDS):
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def _record(name: str, objects: list[SceneObject], image_hw: tuple[int, int]) -> ImageRecord:
-    concepts = [parse_text(prompt) for prompt in DEMO_PROMPTS]
+    concepts = [parse_text(prompt) for prompt in PROMPTS]
     asked = [
         (item, class_id)
         for item in objects

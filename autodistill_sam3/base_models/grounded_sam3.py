@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import supervision as sv
@@ -17,7 +17,7 @@ from autodistill_sam3.fusion import Found, fuse_found, text_floor
 from autodistill_sam3.grounding import Grounder
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
-from autodistill_sam3.ontology import Ontology
+from autodistill_sam3.ontology import Ontology, Prompting
 from autodistill_sam3.segmentation import (
     DEFAULT_BACKEND,
     Backend,
@@ -30,7 +30,6 @@ from autodistill_sam3.segmentation import (
 from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, florence2_argument, sha256_of
 
-Prompting = Literal["text", "boxes", "both"]
 GROUNDING_MODEL = "Florence 2"
 
 

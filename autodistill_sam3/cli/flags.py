@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodistill_sam3.errors import SettingError
@@ -11,6 +12,7 @@ from autodistill_sam3.ontology import PromptPairs
 
 if TYPE_CHECKING:
     from autodistill_sam3.base_models import GroundedSAM3
+    from autodistill_sam3.categories import Category
 
 CHECKPOINT_KEYWORDS = (
     "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "device", "precision",
@@ -22,10 +24,13 @@ _MODEL_KEYWORDS = (
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--class", dest="classes", action="append", required=True, metavar="PROMPT[=CLASS]",
+    wanted = model.add_mutually_exclusive_group(required=True)
+    wanted.add_argument(
+        "--class", dest="classes", action="append", metavar="PROMPT[=CLASS]",
         help='what to look for and the class it becomes, such as "milk bottle=bottle"; repeat for more',
     )  # fmt: skip
+    wanted.add_argument("--category", metavar="NAME", help="one that `categories` lists, with the settings it names")
+    add_category_file(model)
     add_checkpoint_flags(model)
     model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
     model.add_argument("--box-confidence", type=float, help="for what boxes alone found")
@@ -44,6 +49,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="run SAM 3 compiled (default: on a GPU, from 1,000 images on)",
     )
     add_verbosity(parser)
+
+
+def add_category_file(parser: Any) -> None:
+    parser.add_argument("--category-file", type=Path, metavar="FILE", help="categories of your own, JSON or YAML")
 
 
 def add_checkpoint_flags(model: argparse._ArgumentGroup) -> None:
@@ -67,9 +76,24 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 def build_model(options: argparse.Namespace, *, has_weights: bool = True) -> GroundedSAM3:
     from autodistill_sam3.base_models import GroundedSAM3
 
-    thresholds = dict(_parse_threshold(text) for text in options.threshold or ())
+    category = chosen_category(options)
+    settings = {} if category is None else dict(category.settings)
+    thresholds = dict(settings.pop("thresholds", {}))
+    thresholds |= dict(_parse_threshold(text) for text in options.threshold or ())
     build = GroundedSAM3 if has_weights else GroundedSAM3.without_weights
-    return build(_ontology(options.classes), thresholds=thresholds, **given(options, _MODEL_KEYWORDS))
+    ontology = _ontology(options.classes) if category is None else category.ontology
+    return build(ontology, thresholds=thresholds, **settings | given(options, _MODEL_KEYWORDS))
+
+
+def chosen_category(options: argparse.Namespace) -> Category | None:
+    """The category that was asked for, if one was."""
+    from autodistill_sam3.categories import find_category, read_categories
+
+    if options.category is None:
+        if options.category_file is not None:
+            raise SettingError("Expected --category NAME with --category-file, received none")
+        return None
+    return find_category(options.category, read_categories(options.category_file))
 
 
 def _ontology(classes: Sequence[str]) -> PromptPairs:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from autodistill_sam3.cli.flags import add_model_flags, add_verbosity, build_model, given, say
+from autodistill_sam3.cli.flags import add_model_flags, add_verbosity, build_model, chosen_category, given, say
+from autodistill_sam3.errors import SettingError
 
 _LABEL_KEYWORDS = (
     "extension", "output_folder", "human_in_the_loop", "roboflow_project", "roboflow_tags", "sahi",
@@ -27,7 +28,8 @@ def _add_label(commands: Any) -> None:
     parser.add_argument(
         "input_folder",
         metavar="IMAGES",
-        help="a folder of images, a quoted glob, a manifest (.txt, .jsonl), or an image",
+        nargs="?",
+        help="a folder of images, a quoted glob, a manifest (.txt, .jsonl), or an image (default: the category's)",
     )
     add_model_flags(parser)
     _add_input_flags(parser.add_argument_group("images"))
@@ -55,7 +57,9 @@ def _add_input_flags(images: argparse._ArgumentGroup) -> None:
 def _add_output_flags(output: argparse._ArgumentGroup) -> None:
     from autodistill_sam3.labeling import FORMATS
 
-    output.add_argument("--output-folder", "--output", metavar="DIR", help="the dataset (default: IMAGES_labeled)")
+    output.add_argument(
+        "--output-folder", "--output", metavar="DIR", help="the dataset (default: IMAGES_labeled, or output/CATEGORY)"
+    )
     output.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
     output.add_argument("--record-confidence", action="store_true", help="write confidence-<name>.txt beside labels")
     output.add_argument("--plot", action="store_true", help="write review/: a page and sheets to judge the labels by")
@@ -90,6 +94,11 @@ def _label(options: argparse.Namespace) -> None:
 
     if options.quiet:
         options.progress = False
+    if (category := chosen_category(options)) is not None:
+        options.input_folder = options.input_folder or str(category.images)
+        options.output_folder = options.output_folder or str(category.output)
+    if options.input_folder is None:
+        raise SettingError("Expected IMAGES, or --category NAME, which has images of its own; received neither")
     # Workers load the weights, each on its own device.
     model = build_model(options, has_weights=options.gpus is None and options.engine != "ray")
     dataset = model.label(options.input_folder, **given(options, _LABEL_KEYWORDS))

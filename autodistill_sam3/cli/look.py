@@ -1,4 +1,4 @@
-"""`predict` and `doctor`: see what is found, and what a run would use."""
+"""`predict`, `categories` and `doctor`: see what is found, what can be looked for, and what a run would use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autodistill_sam3.cli.flags import (
     CHECKPOINT_KEYWORDS,
+    add_category_file,
     add_checkpoint_flags,
     add_model_flags,
     add_verbosity,
@@ -27,6 +28,7 @@ _DOCTOR_KEYWORDS = (*CHECKPOINT_KEYWORDS, "output", "self_test")
 def add_commands(commands: Any) -> None:
     """Add the sub-commands of this module."""
     _add_predict(commands)
+    _add_categories(commands)
     _add_doctor(commands)
 
 
@@ -38,6 +40,13 @@ def _add_predict(commands: Any) -> None:
     parser.set_defaults(run=_predict, after_stop="")
 
 
+def _add_categories(commands: Any) -> None:
+    parser = commands.add_parser("categories", help="list what `--category` can look for")
+    add_category_file(parser)
+    add_verbosity(parser)
+    parser.set_defaults(run=_categories, after_stop="")
+
+
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="what a run would use, whether it works, and what to do if not")
     add_checkpoint_flags(parser.add_argument_group("model"))
@@ -45,6 +54,16 @@ def _add_doctor(commands: Any) -> None:
     parser.add_argument("--self-test", action="store_true", help="label a scene, and run the checkpoints on an image")
     add_verbosity(parser)
     parser.set_defaults(run=_doctor, after_stop="")
+
+
+def _categories(options: argparse.Namespace) -> None:
+    from autodistill_sam3.categories import read_categories
+
+    for category in read_categories(options.category_file).values():
+        print(f"{category.name}: {category.description}")
+        for prompt, name in category.prompts.items():
+            print(f"    {prompt}" + (f" -> {name}" if name != prompt else ""))
+        print(f"    images in {category.images}, dataset in {category.output}")
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -18,8 +18,8 @@ from autodistill_sam3.doctor.software import check_software
 from autodistill_sam3.doctor.surroundings import check_surroundings
 
 if TYPE_CHECKING:
-    from autodistill_sam3.base_models.grounded_sam3 import Prompting
     from autodistill_sam3.devices import Precision
+    from autodistill_sam3.ontology import Prompting
     from autodistill_sam3.segmentation import Backend
 
 Check = Callable[[RunSettings], Iterator[Finding]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from autodistill_sam3.bundled import bundled_path
+from autodistill_sam3.categories import read_categories
 from autodistill_sam3.devices import select_device
 from autodistill_sam3.doctor.installation import REINSTALL
 from autodistill_sam3.doctor.random_weights import (
@@ -81,13 +82,11 @@ def _attempt(title: str, test: Callable[[], Finding]) -> Finding:
 
 def _label_scene(run: RunSettings) -> Finding:
     from autodistill_sam3.base_models import GroundedSAM3
-    from autodistill_sam3.demo import DEMO_PROMPTS
     from autodistill_sam3.evaluation import evaluate_detections
-    from autodistill_sam3.ontology import PromptPairs
 
     path, classes, truth = _scene()
     precision = cast("Precision", run.precision)
-    prompts = PromptPairs(tuple(DEMO_PROMPTS.items()))
+    prompts = read_categories()[SHAPES].ontology
     model = GroundedSAM3(prompts, checkpoint=SHAPES, device=run.device, precision=precision)
     started = time.perf_counter()
     found = model.predict(path)
@@ -189,12 +188,11 @@ def _run_florence2(run: RunSettings) -> Finding:
 
 def _question() -> tuple[RGBImage, str, Any]:
     """An image, a prompt that it shows an object of, and the (4,) ``float32`` box of that object."""
-    from autodistill_sam3.demo import DEMO_PROMPTS
     from autodistill_sam3.images import load_image
 
     path, classes, truth = _scene()
     class_ids = truth.class_id if truth.class_id is not None else [0]
-    prompts = {name: prompt for prompt, name in DEMO_PROMPTS.items()}
+    prompts = {name: prompt for prompt, name in read_categories()[SHAPES].prompts.items()}
     return load_image(path), prompts[classes[class_ids[0]]], truth.xyxy[0].astype("float32")
 
 

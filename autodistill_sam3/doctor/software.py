@@ -120,8 +120,8 @@ def _version(name: str) -> str | None:
 
 
 def _settings(run: RunSettings) -> Finding:
-    from autodistill_sam3.base_models.grounded_sam3 import Prompting
     from autodistill_sam3.devices import Precision
+    from autodistill_sam3.ontology import Prompting
     from autodistill_sam3.segmentation import Backend
 
     value = (

@@ -19,10 +19,9 @@ import torch
 from tqdm import tqdm
 
 from autodistill_sam3.base_models import GroundedSAM3
-from autodistill_sam3.base_models.grounded_sam3 import Prompting
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.evaluation import ClassScore
-from autodistill_sam3.ontology import PromptPairs
+from autodistill_sam3.ontology import Prompting, PromptPairs
 from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.training.asking import Answer, BoxAnswer, ask, ask_florence2, matches_of, prompt_with_boxes
 from autodistill_sam3.training.drawing import draw_scene

@@ -1,0 +1,209 @@
+"""Categories: what to look for, under a name, with the settings that suit it.
+
+The package brings some in `default_prompts.json`; users add files of their own in the same form, JSON or YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from autodistill_sam3.bundled import bundled_path
+from autodistill_sam3.errors import AutodistillSAM3Error, SettingError
+from autodistill_sam3.ontology import Prompting, PromptPairs, PromptTable
+from autodistill_sam3.thresholds import Thresholds
+
+_DEFAULTS = Path(__file__).with_name("default_prompts.json")
+# Names are folders, too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Category:
+    """What to look for, and how.
+
+    Attributes:
+        name: Of letters, digits, "-" and "_".
+        description: For people.
+        prompts: Prompt -> class, in the order of the dataset's class ids.
+        images: Where the images are, unless somebody says otherwise.
+        settings: Arguments for `GroundedSAM3` that differ from its defaults: `checkpoint`, `prompting`, `confidence`,
+            `box_confidence`, and `thresholds` by class.
+    """
+
+    name: str
+    description: str
+    prompts: Mapping[str, str]
+    images: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ontology(self) -> PromptPairs:
+        """Prompts and classes."""
+        return PromptPairs(tuple(self.prompts.items()))
+
+    @property
+    def output(self) -> Path:
+        """Where its dataset goes, unless somebody says otherwise."""
+        return Path("output") / self.name
+
+
+def read_categories(path: Path | None = None) -> dict[str, Category]:
+    """The categories of the package and, in front of those of the same name, of a file.
+
+    Args:
+        path: JSON or YAML: name -> `description`, `prompts` and, if wanted, `images` (a folder relative to the file; by
+            default `data/NAME/images`), `checkpoint`, `prompting`, `confidence`, `box_confidence` and `thresholds`.
+
+    Raises:
+        SettingError: The file is missing, damaged or holds something else; the message has the line.
+
+    Example:
+        >>> read_categories()["vehicles"].prompts["van"]
+        'truck'
+    """
+    categories = _read(_DEFAULTS, bundled_path)
+    if path is not None:
+        categories |= _read(path, lambda images: path.parent / images)
+    return categories
+
+
+def find_category(name: str, categories: Mapping[str, Category]) -> Category:
+    """The category of a name.
+
+    Raises:
+        SettingError: There is none; the message names those that there are.
+
+    Example:
+        >>> find_category("person", read_categories()).output.as_posix()
+        'output/person'
+    """
+    if name in categories:
+        return categories[name]
+    near = difflib.get_close_matches(name, categories, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise SettingError(
+        f"Expected a category among {', '.join(sorted(categories))}, received {name!r}.{guess} "
+        "`--category-file FILE` adds categories of your own."
+    )
+
+
+class _PlacedError(Exception):
+    """Something is wrong at a place of a file."""
+
+    def __init__(self, node: yaml.Node, message: str) -> None:
+        super().__init__(message)
+        self.line = node.start_mark.line + 1
+
+
+def _read(path: Path, place_of: Callable[[str], Path]) -> dict[str, Category]:
+    try:
+        # JSON is YAML, but for tabs between its parts.
+        root = yaml.compose(path.read_text(encoding="utf-8-sig").replace("\t", "  "), Loader=yaml.SafeLoader)
+        if root is None:
+            raise SettingError(f"Expected categories in {path}, received an empty file")
+        return {name: _category(name, key, node, place_of) for name, key, node in _entries(root, "categories")}
+    except OSError as error:
+        raise SettingError(f"Expected a file of categories, received {path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise SettingError(f"Expected categories as JSON or YAML in {path}{line}: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise SettingError(f"Expected categories as JSON or YAML, received {path}: {error}") from error
+    except _PlacedError as error:
+        raise SettingError(f"{path}, line {error.line}: {error}") from error
+
+
+def _category(name: str, key: yaml.Node, node: yaml.Node, place_of: Callable[[str], Path]) -> Category:
+    if not _NAME.fullmatch(name):
+        raise _PlacedError(key, f"Expected a category's name of letters, digits, '-' and '_', received {name!r}")
+    values: dict[str, Any] = {}
+    for entry, entry_key, value in _entries(node, f"the settings of {name!r}"):
+        if entry not in _READERS:
+            known = ", ".join(_READERS)
+            raise _PlacedError(entry_key, f"Expected one of {known} in {name!r}, received {entry!r}")
+        values[entry] = _READERS[entry](value, entry)
+    for needed in ("description", "prompts"):
+        if needed not in values:
+            raise _PlacedError(key, f"Expected {needed!r} in {name!r}, received none")
+    prompts, images = values.pop("prompts"), values.pop("images", None)
+    place = Path("data") / name / "images" if images is None else place_of(images)
+    category = Category(name, values.pop("description"), prompts, place, values)
+    try:
+        _check(category)
+    except AutodistillSAM3Error as error:
+        raise _PlacedError(key, f"in {name!r}: {error}") from error
+    return category
+
+
+def _check(category: Category) -> None:
+    """Raise what the models would raise."""
+    table = PromptTable.from_ontology(category.ontology)
+    settings = category.settings
+    minima = {name: settings[name] for name in ("confidence", "box_confidence") if name in settings}
+    Thresholds(**minima, per_class=settings.get("thresholds", {})).check_classes(table.classes)
+
+
+def _entries(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
+    """Key, its place and its value, of a mapping."""
+    if not isinstance(node, yaml.MappingNode):
+        raise _PlacedError(node, f"Expected {what} by name, received {_kind(node)}")
+    entries = [(_text(key, "a name"), key, value) for key, value in node.value]
+    seen: set[str] = set()
+    for name, key, _ in entries:
+        if name in seen:
+            raise _PlacedError(key, f"Expected {name!r} once in {what}, received it twice")
+        seen.add(name)
+    return entries
+
+
+def _text(node: yaml.Node, what: str) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
+        raise _PlacedError(node, f"Expected {what} to be a text, received {_kind(node)}; quote it if it is one")
+    # JSON writes characters beyond 16 bits as two halves, which YAML leaves apart.
+    return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+
+
+def _number(node: yaml.Node, what: str) -> float:
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+        raise _PlacedError(node, f"Expected {what} to be a number, received {_kind(node)}")
+    return float(yaml.safe_load(node.value))
+
+
+def _prompting(node: yaml.Node, what: str) -> str:
+    text = _text(node, what)
+    if text not in get_args(Prompting):
+        raise _PlacedError(node, f"Expected {what} to be one of {', '.join(get_args(Prompting))}, received {text!r}")
+    return text
+
+
+def _prompts(node: yaml.Node, what: str) -> dict[str, str]:
+    return {prompt: _text(value, f"the class of {prompt!r}") for prompt, _, value in _entries(node, what)}
+
+
+def _thresholds(node: yaml.Node, what: str) -> dict[str, float]:
+    return {name: _number(value, f"the threshold of {name!r}") for name, _, value in _entries(node, what)}
+
+
+def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return f"{node.value!r}"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+_READERS: dict[str, Callable[[yaml.Node, str], Any]] = {
+    "description": _text,
+    "prompts": _prompts,
+    "images": _text,
+    "checkpoint": _text,
+    "prompting": _prompting,
+    "confidence": _number,
+    "box_confidence": _number,
+    "thresholds": _thresholds,
+}

@@ -1,0 +1,169 @@
+"""Categories: those of the package, those of users' files, and what the commands make of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autodistill_sam3 import SettingError
+from autodistill_sam3.categories import find_category, read_categories
+from autodistill_sam3.cli import main
+
+BALLS = {"description": "Balls.", "prompts": {"red circle": "ball"}}
+
+
+def written(folder, content, suffix=".json"):
+    path = folder / f"own{suffix}"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_the_package_brings_objects_attributes_and_parts():
+    categories = read_categories()
+    assert {"shapes", "person", "clothing", "hands"} <= set(categories)
+    assert categories["shapes"].prompts["red circle"] == "ball"
+    assert categories["shapes"].images == REPOSITORY / "examples" / "images"
+    assert categories["person"].images == Path("data/person/images")
+    assert categories["person"].output == Path("output/person")
+
+
+def test_a_file_adds_and_replaces(tmp_path):
+    path = written(tmp_path, {"person": BALLS, "mine": BALLS | {"images": "photos", "confidence": 0.25}})
+    categories = read_categories(path)
+    assert categories["person"].prompts == {"red circle": "ball"}
+    assert categories["mine"].images == tmp_path / "photos"
+    assert categories["mine"].settings == {"confidence": 0.25}
+    assert "hands" in categories
+
+
+# Control characters and ends of lines are no text to YAML unless they are escaped.
+texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(str.strip)
+shares = st.floats(0, 1, allow_subnormal=False)
+
+
+@st.composite
+def contents(draw):
+    prompts = draw(st.dictionaries(texts, texts, min_size=1, max_size=4))
+    classes = st.sampled_from(sorted(prompts.values()))
+    optional = {
+        "checkpoint": texts,
+        "prompting": st.sampled_from(["text", "boxes", "both"]),
+        "confidence": shares,
+        "box_confidence": shares,
+        "thresholds": st.dictionaries(classes, shares),
+    }
+    return {"description": draw(texts), "prompts": prompts, **draw(st.fixed_dictionaries({}, optional=optional))}
+
+
+@given(contents(), st.booleans(), st.booleans())
+def test_whatever_is_written_is_read(tmp_path_factory, content, as_json, is_ascii):
+    dumped = (
+        json.dumps({"own": content}, ensure_ascii=is_ascii, indent="\t")
+        if as_json
+        else yaml.safe_dump({"own": content}, allow_unicode=not is_ascii, sort_keys=False)
+    )
+    path = tmp_path_factory.mktemp("categories") / "own.json"
+    path.write_bytes(dumped.encode())
+    category = read_categories(path)["own"]
+    expected = dict(content)
+    assert category.description == expected.pop("description")
+    assert list(category.prompts.items()) == list(expected.pop("prompts").items())
+    assert category.settings == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "said"),
+    [
+        ('{"mine": {"description": "d",\n"promts": {"a": "a"}}}', 2, "'promts'"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": 1}}}', 2, "'1'"),
+        ('{"mine": {"description": "d",\n"prompts": {}}}', 1, "at least one prompt"),
+        ('{"mine": {"description": "d",\n"prompts": ["a"]}}', 2, "a list"),
+        ('{"mine": {"description": "d"}}', 1, "'prompts'"),
+        ("\n- mine", 2, "a list"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"confidence": "high"}}', 3, "'high'"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"confidence": 1.5}}', 1, "between 0 and 1"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"thresholds": {"c": 0.5}}}', 1, "['c']"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"prompting": "guess"}}', 3, "'guess'"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b",\n"a": "c"}}}', 3, "twice"),
+        ('{"my/own": {"description": "d"}}', 1, "'my/own'"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"}\n"images": "x"}}', 3, ""),
+        ("mine:\n  description: d\n  prompts:\n    dog: no", 4, "quote it"),
+        ("mine:\n  description: d\n prompts: x", 3, ""),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, content, line, said):
+    path = written(tmp_path, content)
+    with pytest.raises(SettingError) as raised:
+        read_categories(path)
+    assert f"{path}, line {line}:" in str(raised.value)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"mine": {"description": "\\ud800"}}', b"a: *b"])
+def test_what_is_no_file_of_categories_is_said(tmp_path, content):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingError, match=r"own\.yaml"):
+        read_categories(path)
+    with pytest.raises(SettingError, match="nothing"):
+        read_categories(tmp_path / "nothing.json")
+
+
+def test_unknown_names_are_guessed():
+    with pytest.raises(SettingError, match=r"vehicles.*Did you mean 'person'"):
+        find_category("persn", read_categories())
+
+
+def test_the_command_lists_them(tmp_path, capsys):
+    assert main(["categories", "--category-file", str(written(tmp_path, {"mine": BALLS}))]) == 0
+    out = capsys.readouterr().out
+    assert "mine: Balls.\n    red circle -> ball\n    images in data/mine/images, dataset in output/mine\n" in out
+    assert "    left hand\n" in out
+
+
+def test_a_category_is_labelled_where_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["label", "--category", "shapes", "--limit", "1", "--prompting", "text", "--quiet"]) == 0
+    settings = json.loads(Path("output/shapes/run.json").read_text())["settings"]
+    assert [prompt for prompt, _ in settings["prompts"]] == list(read_categories()["shapes"].prompts)
+    assert settings["source"] == str(REPOSITORY / "examples" / "images")
+
+
+def test_flags_replace_what_a_category_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = BALLS | {"checkpoint": "shapes", "prompting": "text", "confidence": 0.9, "thresholds": {"ball": 0.3}}
+    path = written(tmp_path, {"mine": own})
+    image = REPOSITORY / "examples" / "images" / "scene_00.jpg"
+    command = ["label", str(image), "--category", "mine", "--category-file", str(path), "--quiet"]
+    assert main([*command, "--output", "as-it-is"]) == 0
+    assert main([*command, "--output", "changed", "--confidence", "0.4", "--threshold", "ball=0.6"]) == 0
+    runs = [json.loads(Path(name, "run.json").read_text())["settings"] for name in ("as-it-is", "changed")]
+    assert [run["thresholds"]["confidence"] for run in runs] == [0.9, 0.4]
+    assert [run["thresholds"]["per_class"] for run in runs] == [{"ball": 0.3}, {"ball": 0.6}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["label", "--category", "shapse"], "Did you mean 'shapes'"),
+        (["label", "--class", "star"], "Expected IMAGES"),
+        (["label", "x", "--class", "star", "--category-file", "own.json"], "Expected --category"),
+    ],
+)
+def test_bad_commands_say_what_to_do(arguments, said, capsys):
+    assert main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_category_that_needs_weights_says_so_where_there_are_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("autodistill_sam3.bundled._CHECKOUT", tmp_path)
+    assert main(["label", "--category", "person"]) == 1
+    assert "download sam3" in capsys.readouterr().err

@@ -34,7 +34,7 @@ class Category:
         prompts: Prompt -> class, in the order of the dataset's class ids.
         images: Where the images are, unless somebody says otherwise.
         settings: Arguments for `GroundedSAM3` that differ from its defaults: `checkpoint`, `prompting`, `confidence`,
-            `box_confidence`, and `thresholds` by class.
+            `box_confidence`, `background`, and `thresholds` by class.
     """
 
     name: str
@@ -59,7 +59,8 @@ def read_categories(path: Path | None = None) -> dict[str, Category]:
 
     Args:
         path: JSON or YAML: name -> `description`, `prompts` and, if wanted, `images` (a folder relative to the file; by
-            default `data/NAME/images`), `checkpoint`, `prompting`, `confidence`, `box_confidence` and `thresholds`.
+            default `data/NAME/images`), `checkpoint`, `prompting`, `confidence`, `box_confidence`, `background` and
+            `thresholds`.
 
     Raises:
         SettingError: The file is missing, damaged or holds something else; the message has the line.
@@ -144,8 +145,8 @@ def _category(name: str, key: yaml.Node, node: yaml.Node, place_of: Callable[[st
 
 def _check(category: Category) -> None:
     """Raise what the models would raise."""
-    table = PromptTable.from_ontology(category.ontology)
     settings = category.settings
+    table = PromptTable.from_ontology(category.ontology, settings.get("background"))
     minima = {name: settings[name] for name in ("confidence", "box_confidence") if name in settings}
     Thresholds(**minima, per_class=settings.get("thresholds", {})).check_classes(table.classes)
 
@@ -205,5 +206,6 @@ _READERS: dict[str, Callable[[yaml.Node, str], Any]] = {
     "prompting": _prompting,
     "confidence": _number,
     "box_confidence": _number,
+    "background": _text,
     "thresholds": _thresholds,
 }

@@ -45,22 +45,26 @@ class PromptTable:
         prompts: Unique prompts, in the ontology's order. What models are given.
         classes: Unique class names, in order of first use. What datasets are given; a class id is an index into it.
         class_of_prompt: Class id of each prompt.
+        background: The last of the classes if it is what no object covers, which no prompt asks for; None without.
     """
 
     prompts: tuple[str, ...]
     classes: tuple[str, ...]
     class_of_prompt: tuple[int, ...]
+    background: str | None = None
 
     @classmethod
-    def from_ontology(cls, ontology: Ontology) -> PromptTable:
+    def from_ontology(cls, ontology: Ontology, background: str | None = None) -> PromptTable:
         """Read an ontology.
 
         Args:
             ontology: Anything with `prompts()` and `classes()` of equal length, such as autodistill's
                 `CaptionOntology`. Two prompts may name one class.
+            background: A further class, for what no object covers.
 
         Raises:
-            OntologyError: It is empty, holds something other than text, or gives one prompt two classes.
+            OntologyError: It is empty, holds something other than text, or gives one prompt two classes; or the
+                background is a class that prompts have.
 
         Example:
             >>> from autodistill.detection import CaptionOntology
@@ -85,15 +89,27 @@ class PromptTable:
                     f"for the prompt {prompt!r}"
                 )
         classes = tuple(dict.fromkeys(class_by_prompt.values()))
+        if background is not None:
+            _check_background(background, classes)
         return cls(
             prompts=tuple(class_by_prompt),
-            classes=classes,
+            classes=classes if background is None else (*classes, background),
             class_of_prompt=tuple(classes.index(name) for name in class_by_prompt.values()),
+            background=background,
         )
 
     def class_ids(self, prompt_index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Class ids, ``int64`` of shape (N,), for indices into `prompts` of the same shape."""
         return np.asarray(self.class_of_prompt, dtype=np.int64)[prompt_index]
+
+
+def _check_background(name: object, classes: tuple[str, ...]) -> None:
+    _check_pair("background", name)
+    if name in classes:
+        raise OntologyError(
+            f"Expected the background to be a class that no prompt has, received {name!r}. To ask the models for it, "
+            "leave `background` out."
+        )
 
 
 def _check_pair(prompt: object, class_name: object) -> None:

@@ -91,6 +91,7 @@ def test_whatever_is_written_is_read(tmp_path_factory, content, as_json, is_asci
         ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"thresholds": {"c": 0.5}}}', 1, "['c']"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"prompting": "guess"}}', 3, "'guess'"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b",\n"a": "c"}}}', 3, "twice"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"background": "b"}}', 1, "leave `background` out"),
         ('{"my/own": {"description": "d"}}', 1, "'my/own'"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b"}\n"images": "x"}}', 3, ""),
         ("mine:\n  description: d\n  prompts:\n    dog: no", 4, "quote it"),

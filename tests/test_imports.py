@@ -15,8 +15,8 @@ PACKAGE = Path(autodistill_sam3.__file__).parent
 ORDER = [
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",
     "thresholds", "categories", "json_stream", "weights", "download", "devices", "grounding", "segmentation", "convert",
-    "conflicts", "fusion", "interpretation", "tiling", "evaluation", "labeling", "exchange", "distributed",
-    "base_models", "benchmark", "demo", "doctor", "cli",
+    "conflicts", "background", "fusion", "interpretation", "tiling", "evaluation", "labeling", "exchange",
+    "distributed", "base_models", "benchmark", "demo", "doctor", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
@@ -25,8 +25,8 @@ MEASURING = {"asking", "table", "pictures"}
 BASE_MODELS_ONLY = {"autodistill", "roboflow"}
 NO_TORCH = {
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",
-    "thresholds", "categories", "json_stream", "download", "conflicts", "fusion", "interpretation", "tiling",
-    "evaluation", "labeling", "exchange", "distributed",
+    "thresholds", "categories", "json_stream", "download", "conflicts", "background", "fusion", "interpretation",
+    "tiling", "evaluation", "labeling", "exchange", "distributed",
 }  # fmt: skip
 # The benchmark runs autodistill's own loop beside this package's.
 AUTODISTILL_ALLOWED = {"base_models", "benchmark"}

@@ -16,6 +16,7 @@ import supervision as sv
 from autodistill.detection import DetectionBaseModel
 from autodistill.detection.detection_base_model import NmsSetting
 
+from autodistill_sam3.background import Background
 from autodistill_sam3.base_models.launch import Engine, Launch
 from autodistill_sam3.base_models.provenance import (
     DECIDING_PACKAGES,
@@ -60,6 +61,9 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
     # Whether the models run compiled; None leaves it to the size of the job.
     compile: bool | None = False
 
+    # A class for what no object covers.
+    background: str | None = None
+
     _gives_masks = True
     _has_weights = True
 
@@ -95,7 +99,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             OntologyError: It is empty, holds something other than text, or gives one prompt two classes.
             SettingError: A threshold was given for a class that it does not have.
         """
-        table = PromptTable.from_ontology(ontology)
+        table = PromptTable.from_ontology(ontology, self.background)
         self.thresholds.check_classes(table.classes)
         self.table = table
         self.ontology = ontology
@@ -336,6 +340,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             "prompts": [list(pair) for pair in zip(self.table.prompts, self.table.class_of_prompt, strict=True)],
             "thresholds": asdict(self.thresholds),
             "overlapping_classes": self.overlapping_classes,
+            "background": self.background,
             "device": self._device_type,
             "precision": self.precision,
             "compiled": bool(self.compile),
@@ -358,7 +363,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
 
     def _see_tiles(self, images: Sequence[RGBImage], tile: int) -> list[sv.Detections]:
         """Detections of images that are seen tile by tile."""
-        fuse = self._interpretation(keep_both=True)
+        fuse = Interpretation(self._fusion(), keep_both=True)
 
         def detect(batch: Sequence[RGBImage]) -> Callable[[], list[sv.Detections]]:
             finish = self._begin_seeing(batch)
@@ -366,14 +371,13 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
 
         return detect_in_tiles(images, detect, tile=tile, batch_size=len(images))
 
-    def _interpretation(
-        self, tile: int | None = None, nms: NmsSetting = NmsSetting.NONE, *, keep_both: bool = False
-    ) -> Interpretation:
+    def _interpretation(self, tile: int | None = None, nms: NmsSetting = NmsSetting.NONE) -> Interpretation:
         """From what the models see in an image to its detections, without doubles across classes."""
         return Interpretation(
             fuse=self._fusion() if tile is None else None,
-            keep_both=keep_both or self.overlapping_classes == "keep",
+            keep_both=self.overlapping_classes == "keep",
             nms=nms.value,
+            background=None if self.background is None else Background(self.background, len(self.table.classes) - 1),
         )
 
 

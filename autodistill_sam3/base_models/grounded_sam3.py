@@ -53,6 +53,7 @@ class GroundedSAM3(LabelingModel):
             and box may reach it together.
         overlapping_classes: One object that was found under two classes: "best" gives it to the more confident one,
             "keep" keeps both.
+        background: The name of a further class: in each image, what no object covers is one more detection.
         presence_gate: With "both", prompts of which SAM 3 sees less than this presence in an image are not sent to
             Florence-2, the slower model. Off by default, since it lets SAM 3 veto what it misses; 0.05 is mild.
         device: Such as "cuda:1"; by default the best one there is.
@@ -85,11 +86,13 @@ class GroundedSAM3(LabelingModel):
         thresholds: Mapping[str, float] | None = None,
         presence_gate: float | None = None,
         overlapping_classes: OverlappingClasses = "best",
+        background: str | None = None,
         device: str | None = None,
         precision: Precision = "auto",
         compile: bool | None = None,
     ) -> None:
         minima = Thresholds(confidence, box_confidence, dict(thresholds or {}))
+        self.background = background
         super().__init__(ontology, minima, overlapping_classes, device, precision)
         _check_choices(model, prompting, presence_gate)
         check_backend(backend)

@@ -42,6 +42,7 @@ class SegmentAnything3(LabelingModel):
         thresholds: By class name, a value that replaces `confidence` for that class.
         overlapping_classes: One object that was found under two classes: "best" gives it to the more confident one,
             "keep" keeps both.
+        background: The name of a further class: in each image, what no object covers is one more detection.
         device: Such as "cuda:1"; by default the best one there is.
         precision: "auto", "bf16", "fp16" or "fp32".
         compile: Whether SAM 3 runs compiled: faster on a GPU, after about a minute the first time. By default `label()`
@@ -67,11 +68,13 @@ class SegmentAnything3(LabelingModel):
         confidence: float = Thresholds.confidence,
         thresholds: Mapping[str, float] | None = None,
         overlapping_classes: OverlappingClasses = "best",
+        background: str | None = None,
         device: str | None = None,
         precision: Precision = "auto",
         compile: bool | None = None,
     ) -> None:
         minima = Thresholds(confidence=confidence, per_class=dict(thresholds or {}))
+        self.background = background
         super().__init__(ontology, minima, overlapping_classes, device, precision)
         check_backend(backend)
         self.compile = checked_compile(compile, self._device)

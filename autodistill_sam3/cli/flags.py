@@ -18,7 +18,8 @@ CHECKPOINT_KEYWORDS = (
     "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "device", "precision",
 )  # fmt: skip
 _MODEL_KEYWORDS = (
-    *CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "overlapping_classes", "presence_gate", "compile",
+    *CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "overlapping_classes", "background", "presence_gate",
+    "compile",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=["best", "keep"],
         help="an object found under two classes goes to the better one",
     )
+    model.add_argument("--background", metavar="CLASS", help="a further class: what no object covers")
     model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
     model.add_argument(
         "--compile",

@@ -99,7 +99,7 @@ def _describe(detections: sv.Detections) -> list[str]:
     names, sources = detections.data.get("class_name", ()), detections.data.get("source", ())
     confidence = detections.confidence if detections.confidence is not None else ()
     return [
-        f"{name:<20} {value:.3f}  {source:<5}  " + " ".join(f"{edge:.0f}" for edge in xyxy)
+        f"{name:<20} {value:.3f}  {source:<10}  " + " ".join(f"{edge:.0f}" for edge in xyxy)
         for name, value, source, xyxy in zip(names, confidence, sources, detections.xyxy, strict=True)
     ]
 

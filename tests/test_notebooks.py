@@ -1,0 +1,49 @@
+"""The notebooks run from top to bottom, as they are in git: without what a machine wrote."""
+
+from __future__ import annotations
+
+import ast
+import json
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+NOTEBOOKS = REPOSITORY / "examples" / "notebooks"
+
+
+def run_notebook(path):
+    """The names that its cells leave, and the pictures that cells end with."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    names, pictures = {}, []
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]), path.name)
+        shown = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, path.name, "exec"), names)
+        if shown is not None:
+            pictures.append(eval(compile(ast.Expression(shown.value), path.name, "eval"), names))
+    return names, pictures
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_nothing_that_a_machine_wrote_is_kept(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+
+
+def test_one_image_several_kinds_of_prompt(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, pictures = run_notebook(NOTEBOOKS / "sam3_test.ipynb")
+    assert "ball     red circle" in capsys.readouterr().out
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert isinstance(picture, Image.Image)
+        assert np.asarray(picture).std() > 10
+    assert len(names["found"]) >= 3
+    assert all(len(detections) for detections in names["ways"].values())
+    assert len(names["alone"]["red circle"]) == 2
+    assert len(names["alone"]["zebra"]) == 0
+    assert names["with_background"].data["source"][-1] == "background"
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import supervision as sv
 
 from autodistill_sam3.instances import compact_masks, tight_xyxy
 
-SOURCE = "background"
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Background:
         if not free.any():
             return found
         own = compact_masks([(free, 0, 0)], image_hw)
-        words = {"class_name": self.name, "prompt": "", "source": SOURCE}
+        words = {"class_name": self.name, "prompt": "", "source": BACKGROUND}
         return sv.Detections(
             xyxy=np.concatenate([found.xyxy, tight_xyxy(own)]),
             mask=masks.merge([masks, own]) if len(masks) else own,

@@ -5,9 +5,10 @@ The package brings some in `default_prompts.json`; users add files of their own 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,9 @@ from autodistill_sam3.thresholds import Thresholds
 
 _DEFAULTS = Path(__file__).with_name("default_prompts.json")
 # Names are folders, too.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LARGEST_FILE = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Category:
         description: For people.
         prompts: Prompt -> class, in the order of the dataset's class ids.
         images: Where the images are, unless somebody says otherwise.
+        output: Where its dataset goes, unless somebody says otherwise.
         settings: Arguments for `GroundedSAM3` that differ from its defaults: `checkpoint`, `prompting`, `confidence`,
             `box_confidence`, `background`, and `thresholds` by class.
     """
@@ -41,6 +45,7 @@ class Category:
     description: str
     prompts: Mapping[str, str]
     images: Path
+    output: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,19 +53,15 @@ class Category:
         """Prompts and classes."""
         return PromptPairs(tuple(self.prompts.items()))
 
-    @property
-    def output(self) -> Path:
-        """Where its dataset goes, unless somebody says otherwise."""
-        return Path("output") / self.name
-
 
 def read_categories(path: Path | None = None) -> dict[str, Category]:
     """The categories of the package and, in front of those of the same name, of a file.
 
     Args:
-        path: JSON or YAML: name -> `description`, `prompts` and, if wanted, `images` (a folder relative to the file; by
-            default `data/NAME/images`), `checkpoint`, `prompting`, `confidence`, `box_confidence`, `background` and
-            `thresholds`.
+        path: JSON or YAML of up to 1 MiB: name -> `description`, `prompts` and, if wanted, `images` and `output`
+            (folders relative to the file; by default `data/NAME/images` and `output/NAME` where the process is),
+            `checkpoint` (relative to the file if it is there), `prompting`, `confidence`, `box_confidence`,
+            `background` and `thresholds`.
 
     Raises:
         SettingError: The file is missing, damaged or holds something else; the message has the line.
@@ -71,7 +72,7 @@ def read_categories(path: Path | None = None) -> dict[str, Category]:
     """
     categories = _read(_DEFAULTS, bundled_path)
     if path is not None:
-        categories |= _read(path, lambda images: path.parent / images)
+        categories |= _read(path, lambda place: path.parent / Path(place).expanduser())
     return categories
 
 
@@ -87,12 +88,16 @@ def find_category(name: str, categories: Mapping[str, Category]) -> Category:
     """
     if name in categories:
         return categories[name]
-    near = difflib.get_close_matches(name, categories, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
     raise SettingError(
-        f"Expected a category among {', '.join(sorted(categories))}, received {name!r}.{guess} "
+        f"Expected a category among {', '.join(sorted(categories))}, received {name!r}.{_guess(name, categories)} "
         "`--category-file FILE` adds categories of your own."
     )
+
+
+def _guess(name: str, known: Iterable[str]) -> str:
+    by_lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 class _PlacedError(Exception):
@@ -105,8 +110,14 @@ class _PlacedError(Exception):
 
 def _read(path: Path, place_of: Callable[[str], Path]) -> dict[str, Category]:
     try:
-        # JSON is YAML, but for tabs between its parts.
-        root = yaml.compose(path.read_text(encoding="utf-8-sig").replace("\t", "  "), Loader=yaml.SafeLoader)
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise SettingError(f"Expected at most {_LARGEST_FILE} bytes of categories, received more: {path}")
+        text = content.decode("utf-8-sig")
+        # JSON is YAML, but for tabs between its parts; within its texts there are none.
+        is_json = text.lstrip().startswith("{")
+        root = yaml.compose(text.replace("\t", "  ") if is_json else text, Loader=yaml.SafeLoader)
         if root is None:
             raise SettingError(f"Expected categories in {path}, received an empty file")
         return {name: _category(name, key, node, place_of) for name, key, node in _entries(root, "categories")}
@@ -125,30 +136,50 @@ def _category(name: str, key: yaml.Node, node: yaml.Node, place_of: Callable[[st
     if not _NAME.fullmatch(name):
         raise _PlacedError(key, f"Expected a category's name of letters, digits, '-' and '_', received {name!r}")
     values: dict[str, Any] = {}
+    places: dict[str, yaml.Node] = {}
     for entry, entry_key, value in _entries(node, f"the settings of {name!r}"):
         if entry not in _READERS:
             known = ", ".join(_READERS)
-            raise _PlacedError(entry_key, f"Expected one of {known} in {name!r}, received {entry!r}")
-        values[entry] = _READERS[entry](value, entry)
+            message = f"Expected one of {known} in {name!r}, received {entry!r}.{_guess(entry, _READERS)}"
+            raise _PlacedError(entry_key, message)
+        values[entry], places[entry] = _READERS[entry](value, entry), value
     for needed in ("description", "prompts"):
         if needed not in values:
             raise _PlacedError(key, f"Expected {needed!r} in {name!r}, received none")
-    prompts, images = values.pop("prompts"), values.pop("images", None)
-    place = Path("data") / name / "images" if images is None else place_of(images)
-    category = Category(name, values.pop("description"), prompts, place, values)
-    try:
-        _check(category)
-    except AutodistillSAM3Error as error:
-        raise _PlacedError(key, f"in {name!r}: {error}") from error
+    images, output = (place_of(values.pop(entry)) if entry in values else None for entry in ("images", "output"))
+    if "checkpoint" in values and place_of(values["checkpoint"]).exists():
+        values["checkpoint"] = str(place_of(values["checkpoint"]))
+    category = Category(
+        name=name,
+        description=values.pop("description"),
+        prompts=values.pop("prompts"),
+        images=images or Path("data") / name / "images",
+        output=output or Path("output") / name,
+        settings=values,
+    )
+    _check(category, places)
     return category
 
 
-def _check(category: Category) -> None:
+def _check(category: Category, places: Mapping[str, yaml.Node]) -> None:
     """Raise what the models would raise."""
     settings = category.settings
-    table = PromptTable.from_ontology(category.ontology, settings.get("background"))
-    minima = {name: settings[name] for name in ("confidence", "box_confidence") if name in settings}
-    Thresholds(**minima, per_class=settings.get("thresholds", {})).check_classes(table.classes)
+    with _placed(places["prompts"]):
+        table = PromptTable.from_ontology(category.ontology)
+    if "background" in settings:
+        with _placed(places["background"]):
+            PromptTable.from_ontology(category.ontology, settings["background"])
+    if "thresholds" in settings:
+        with _placed(places["thresholds"]):
+            Thresholds(per_class=settings["thresholds"]).check_classes(table.classes)
+
+
+@contextlib.contextmanager
+def _placed(node: yaml.Node) -> Iterator[None]:
+    try:
+        yield
+    except AutodistillSAM3Error as error:
+        raise _PlacedError(node, str(error)) from error
 
 
 def _entries(node: yaml.Node, what: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
@@ -168,13 +199,21 @@ def _text(node: yaml.Node, what: str) -> str:
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         raise _PlacedError(node, f"Expected {what} to be a text, received {_kind(node)}; quote it if it is one")
     # JSON writes characters beyond 16 bits as two halves, which YAML leaves apart.
-    return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+    text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16").strip()
+    if not text:
+        raise _PlacedError(node, f"Expected {what} with at least one character, received {node.value!r}")
+    return text
 
 
 def _number(node: yaml.Node, what: str) -> float:
-    if not isinstance(node, yaml.ScalarNode) or node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    """A share. YAML's own numbers differ from JSON's: `1e-05` is a text, `0:30` is 30."""
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    if not is_plain or not _NUMBER.fullmatch(node.value):
         raise _PlacedError(node, f"Expected {what} to be a number, received {_kind(node)}")
-    return float(yaml.safe_load(node.value))
+    value = float(node.value)
+    if not 0 <= value <= 1:
+        raise _PlacedError(node, f"Expected {what} between 0 and 1, received {node.value[:20]}")
+    return value
 
 
 def _prompting(node: yaml.Node, what: str) -> str:
@@ -202,6 +241,7 @@ _READERS: dict[str, Callable[[yaml.Node, str], Any]] = {
     "description": _text,
     "prompts": _prompts,
     "images": _text,
+    "output": _text,
     "checkpoint": _text,
     "prompting": _prompting,
     "confidence": _number,

@@ -93,6 +93,20 @@ def test_predict_says_where_it_comes_from():
     assert found.mask.sum() >= found.mask[0].size
 
 
+def test_slices_have_that_of_the_whole_image():
+    large = np.kron(np.asarray(Image.open(SCENES[0]))[..., ::-1], np.ones((2, 2, 1), np.uint8))
+    found = model().sahi_predict(large)
+    assert found.data["source"].tolist().count("background") == 1
+    np.testing.assert_array_equal(found.mask[-1], ~found.mask[:-1].any(axis=0))
+
+
+def test_an_image_in_which_nothing_was_found_still_counts_as_empty(tmp_path):
+    Image.new("RGB", (90, 60), "gray").save(tmp_path / "empty.png")
+    model().label([*SCENES, tmp_path / "empty.png"], output_folder=tmp_path / "out", progress=False)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sum(report["images_without_objects"].values()) == 1
+
+
 def test_it_is_no_class_of_a_prompt():
     with pytest.raises(OntologyError, match="leave `background` out"):
         SegmentAnything3(CaptionOntology({"grass": "ground"}), checkpoint="shapes", device="cpu", background="ground")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autodistill_sam3 import SettingError
@@ -39,11 +39,16 @@ def test_a_file_adds_and_replaces(tmp_path):
     assert categories["person"].prompts == {"red circle": "ball"}
     assert categories["mine"].images == tmp_path / "photos"
     assert categories["mine"].settings == {"confidence": 0.25}
+    assert categories["mine"].output == Path("output/mine")
+    (tmp_path / "weights").mkdir()
+    paths = {"output": "results", "checkpoint": "weights"}
+    named = read_categories(written(tmp_path, {"mine": BALLS | paths}))["mine"]
+    assert (named.output, named.settings["checkpoint"]) == (tmp_path / "results", str(tmp_path / "weights"))
     assert "hands" in categories
 
 
 # Control characters and ends of lines are no text to YAML unless they are escaped.
-texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(str.strip)
+texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])).map(str.strip).filter(bool)
 shares = st.floats(0, 1, allow_subnormal=False)
 
 
@@ -52,7 +57,7 @@ def contents(draw):
     prompts = draw(st.dictionaries(texts, texts, min_size=1, max_size=4))
     classes = st.sampled_from(sorted(prompts.values()))
     optional = {
-        "checkpoint": texts,
+        "checkpoint": st.sampled_from(["shapes", "models", "weights/sam3.pt"]),
         "prompting": st.sampled_from(["text", "boxes", "both"]),
         "confidence": shares,
         "box_confidence": shares,
@@ -61,7 +66,9 @@ def contents(draw):
     return {"description": draw(texts), "prompts": prompts, **draw(st.fixed_dictionaries({}, optional=optional))}
 
 
+@settings(deadline=None)
 @given(contents(), st.booleans(), st.booleans())
+@example({"description": "d", "prompts": {"a": "b"}, "confidence": 1e-05, "thresholds": {"b": 0.1}}, True, True)
 def test_whatever_is_written_is_read(tmp_path_factory, content, as_json, is_ascii):
     dumped = (
         json.dumps({"own": content}, ensure_ascii=is_ascii, indent="\t")
@@ -82,19 +89,25 @@ def test_whatever_is_written_is_read(tmp_path_factory, content, as_json, is_asci
     [
         ('{"mine": {"description": "d",\n"promts": {"a": "a"}}}', 2, "'promts'"),
         ('{"mine": {"description": "d",\n"prompts": {"a": 1}}}', 2, "'1'"),
-        ('{"mine": {"description": "d",\n"prompts": {}}}', 1, "at least one prompt"),
+        ('{"mine": {"description": "d",\n"prompts": {}}}', 2, "at least one prompt"),
         ('{"mine": {"description": "d",\n"prompts": ["a"]}}', 2, "a list"),
         ('{"mine": {"description": "d"}}', 1, "'prompts'"),
         ("\n- mine", 2, "a list"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"confidence": "high"}}', 3, "'high'"),
-        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"confidence": 1.5}}', 1, "between 0 and 1"),
-        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"thresholds": {"c": 0.5}}}', 1, "['c']"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"confidence": 1.5}}', 3, "between 0 and 1"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"thresholds": {"c": 0.5}}}', 3, "['c']"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"prompting": "guess"}}', 3, "'guess'"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b",\n"a": "c"}}}', 3, "twice"),
-        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"background": "b"}}', 1, "leave `background` out"),
+        ('{"mine": {"description": "d",\n"prompts": {"a": "b"},\n"background": "b"}}', 3, "leave `background` out"),
         ('{"my/own": {"description": "d"}}', 1, "'my/own'"),
         ('{"mine": {"description": "d",\n"prompts": {"a": "b"}\n"images": "x"}}', 3, ""),
         ("mine:\n  description: d\n  prompts:\n    dog: no", 4, "quote it"),
+        *[
+            (f"mine:\n  description: d\n  prompts:\n    dog: a\n  confidence: {number}", 5, "confidence")
+            for number in ("0x1", "0:30", "!!int ''", ".nan", ".inf", "-.5", "9" * 400, "'0.5'", "[1]")
+        ],
+        ("mine:\n  description: d\n  prompts:\n    dog: ' '", 4, "at least one character"),
+        ("mine:\n  description: d\n  prompts:\n    dog: a\n  promting: text", 5, "Did you mean 'prompting'"),
         ("mine:\n  description: d\n prompts: x", 3, ""),
     ],
 )
@@ -119,6 +132,18 @@ def test_what_is_no_file_of_categories_is_said(tmp_path, content):
 def test_unknown_names_are_guessed():
     with pytest.raises(SettingError, match=r"vehicles.*Did you mean 'person'"):
         find_category("persn", read_categories())
+    with pytest.raises(SettingError, match="Did you mean 'person'"):
+        find_category("PERSON", read_categories())
+
+
+def test_a_file_without_end_is_not_read_to_its_end():
+    with pytest.raises(SettingError, match="at most"):
+        read_categories(Path("/dev/zero"))
+
+
+def test_tabs_in_yaml_texts_stay(tmp_path):
+    path = written(tmp_path, 'mine:\n  description: "a\tb"\n  prompts:\n    dog: dog\n', ".yaml")
+    assert read_categories(path)["mine"].description == "a\tb"
 
 
 def test_the_command_lists_them(tmp_path, capsys):
@@ -126,6 +151,7 @@ def test_the_command_lists_them(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "mine: Balls.\n    red circle -> ball\n    images in data/mine/images, dataset in output/mine\n" in out
     assert "    left hand\n" in out
+    assert "    with background background\n" in out
 
 
 def test_a_category_is_labelled_where_it_says(tmp_path, monkeypatch, capsys):

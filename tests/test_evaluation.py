@@ -38,6 +38,7 @@ from autodistill_sam3.evaluation import (
     format_report,
 )
 from autodistill_sam3.evaluation.calibration import best_threshold, calibrate
+from autodistill_sam3.evaluation.plot import wilson_interval
 from autodistill_sam3.evaluation.reading import read_labels
 from autodistill_sam3.evaluation.yolo_files import parse_line
 from autodistill_sam3.thresholds import read_thresholds
@@ -1202,3 +1203,11 @@ def test_names_do_not_break_the_report(tmp_path):
     assert any(row.startswith("| a\\|b") for row in rows)
     assert any(row.startswith("| two lines") for row in rows)
     assert "\n# " not in format_report(evaluation)
+
+
+def test_a_bin_that_is_all_right_or_all_wrong_can_be_drawn():
+    """Rounding put the share outside of its own interval, and nothing was written."""
+    for count in range(1, 200):
+        for share in (0.0, 1.0):
+            low, high = wilson_interval(share, count)
+            assert low <= share <= high

@@ -25,6 +25,7 @@ from autodistill_sam3.base_models.provenance import (
     upload_to_roboflow,
     versions_of,
 )
+from autodistill_sam3.base_models.slices import predict_slices, with_dense_masks
 from autodistill_sam3.devices import (
     Precision,
     batch_that_fits,
@@ -111,9 +112,9 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             input: A path, an http(s) URL, a PIL image, or an array in autodistill's channel order, BGR.
 
         Returns:
-            Detections sorted by falling confidence: `xyxy` in pixels of the upright image, `mask` (N, H, W) ``bool``,
-            `confidence`, `class_id`, and `data` with "class_name", "prompt" and "source". Without any object, all of
-            them have length 0 and `mask` has shape (0, H, W). `Florence2` gives boxes only: `mask` is None.
+            Detections sorted by falling confidence, the background last: `xyxy` in pixels of the upright image, `mask`
+            (N, H, W) ``bool``, `confidence`, `class_id`, and `data` with "class_name", "prompt" and "source". Without
+            any, all of them have length 0 and `mask` has shape (0, H, W). `Florence2` gives boxes only: `mask` is None.
 
         Raises:
             ImageError: The input cannot be read as an image.
@@ -128,6 +129,12 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             images = [load_image(source) for source in inputs[start : start + step]]
             found += [with_dense_masks(interpret(seen)) for seen in self._see(images)]
         return found
+
+    def sahi_predict(self, input: ImageInput) -> sv.Detections:
+        """Autodistill's way to cut an image into slices; the background is that of the whole image."""
+        plain = copy.copy(self)
+        plain.table = PromptTable.from_ontology(self.ontology)
+        return predict_slices(load_image(input), plain.predict, self._background_class())
 
     def label(
         self,
@@ -377,17 +384,12 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             fuse=self._fusion() if tile is None else None,
             keep_both=self.overlapping_classes == "keep",
             nms=nms.value,
-            background=None if self.background is None else Background(self.background, len(self.table.classes) - 1),
+            background=self._background_class(),
         )
 
-
-def with_dense_masks(detections: sv.Detections) -> sv.Detections:
-    """Detections as users get them: dense (N, H, W) masks, which may be treated as any array, and no counts."""
-    if isinstance(detections.mask, sv.CompactMask):
-        detections.mask = detections.mask.to_dense()
-    # Counts of one image, for the report of a run; detections with different counts could not be merged.
-    detections.metadata.clear()
-    return detections
+    def _background_class(self) -> Background | None:
+        name = self.table.background
+        return None if name is None else Background(name, len(self.table.classes) - 1)
 
 
 def _nms_setting(value: NmsSetting | str) -> NmsSetting:

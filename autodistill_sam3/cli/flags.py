@@ -75,10 +75,9 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("--verbose", action="store_true", help="say which files are used")
 
 
-def build_model(options: argparse.Namespace, *, has_weights: bool = True) -> GroundedSAM3:
+def build_model(options: argparse.Namespace, category: Category | None, *, has_weights: bool = True) -> GroundedSAM3:
     from autodistill_sam3.base_models import GroundedSAM3
 
-    category = chosen_category(options)
     settings = {} if category is None else dict(category.settings)
     thresholds = dict(settings.pop("thresholds", {}))
     thresholds |= dict(_parse_threshold(text) for text in options.threshold or ())

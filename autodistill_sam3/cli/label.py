@@ -94,13 +94,14 @@ def _label(options: argparse.Namespace) -> None:
 
     if options.quiet:
         options.progress = False
-    if (category := chosen_category(options)) is not None:
+    category = chosen_category(options)
+    if category is not None:
         options.input_folder = options.input_folder or str(category.images)
         options.output_folder = options.output_folder or str(category.output)
     if options.input_folder is None:
         raise SettingError("Expected IMAGES, or --category NAME, which has images of its own; received neither")
     # Workers load the weights, each on its own device.
-    model = build_model(options, has_weights=options.gpus is None and options.engine != "ray")
+    model = build_model(options, category, has_weights=options.gpus is None and options.engine != "ray")
     dataset = model.label(options.input_folder, **given(options, _LABEL_KEYWORDS))
     folder = options.output_folder or default_output(Path(options.input_folder))
     say(options, f"{len(dataset)} images in {folder}")

@@ -14,6 +14,7 @@ from autodistill_sam3.cli.flags import (
     add_model_flags,
     add_verbosity,
     build_model,
+    chosen_category,
     given,
     say,
 )
@@ -58,12 +59,16 @@ def _add_doctor(commands: Any) -> None:
 
 def _categories(options: argparse.Namespace) -> None:
     from autodistill_sam3.categories import read_categories
+    from autodistill_sam3.labeling.review.text import printable
 
     for category in read_categories(options.category_file).values():
-        print(f"{category.name}: {category.description}")
+        print(printable(f"{category.name}: {category.description}"))
         for prompt, name in category.prompts.items():
-            print(f"    {prompt}" + (f" -> {name}" if name != prompt else ""))
-        print(f"    images in {category.images}, dataset in {category.output}")
+            print(printable(f"    {prompt}" + (f" -> {name}" if name != prompt else "")))
+        settings = ", ".join(f"{name} {value}" for name, value in category.settings.items())
+        print(printable(f"    images in {category.images}, dataset in {category.output}"))
+        if settings:
+            print(printable(f"    with {settings}"))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -72,7 +77,7 @@ def _predict(options: argparse.Namespace) -> None:
 
     if options.output is not None and options.output.is_dir():
         raise SettingError(f"Expected --output to be a PNG file, received a folder: {options.output}")
-    model = build_model(options)
+    model = build_model(options, chosen_category(options))
     found = model.predict_batch(options.images)
     for source, detections in zip(options.images, found, strict=True):
         print(f"{source}: {len(detections)} found")

@@ -47,7 +47,8 @@ def wilson_interval(right: float, count: int) -> tuple[float, float]:
     square = _CONFIDENCE_Z**2
     centre = (right + square / (2 * count)) / (1 + square / count)
     half = _CONFIDENCE_Z / (1 + square / count) * math.sqrt(right * (1 - right) / count + square / (4 * count**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # With all or none right, rounding may leave the share itself outside.
+    return min(max(centre - half, 0.0), right), max(min(centre + half, 1.0), right)
 
 
 def _draw_shares(axes: Axes, calibration: Calibration) -> None:

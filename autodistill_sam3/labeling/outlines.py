@@ -35,6 +35,8 @@ _FEW_PAIRS_PER_PIXEL = 3
 _CELLS = 2**15
 # Each mask is walked around twice, for its polygon's IoU and for the polygon, with those of its image in between.
 _WALKS_KEPT = 512
+# Of larger masks, such as backgrounds, so many would take gigabytes.
+_LARGEST_KEPT = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,8 @@ def closed_walk(mask: npt.NDArray[np.bool_]) -> Pixels:
         >>> closed_walk(np.array([[True, True, False, True]])).tolist()
         [[0, 0], [1, 0], [3, 0], [1, 0]]
     """
+    if mask.size > _LARGEST_KEPT:
+        return _walk_around(mask.astype(np.uint8))
     return _closed_walk(np.packbits(mask).tobytes(), mask.shape)
 
 

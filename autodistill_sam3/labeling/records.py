@@ -5,7 +5,7 @@ A record holds the masks as lossless RLE; YOLO and COCO files are written from i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 import cv2
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import supervision as sv
 
+from autodistill_sam3.background import BACKGROUND
 from autodistill_sam3.labeling.polygons import polygon_iou
 from autodistill_sam3.rle import RLE, crop_to_rle, rle_to_mask
 
@@ -37,6 +38,11 @@ class Annotation(TypedDict):
     polygon_iou: NotRequired[float | None]
     confidence: float
     data: dict[str, str]
+
+
+def found_by_models(annotations: Sequence[Annotation]) -> list[Annotation]:
+    """All but the background, which is there in any image."""
+    return [annotation for annotation in annotations if annotation["data"].get("source") != BACKGROUND]
 
 
 class ImageRecord(TypedDict):

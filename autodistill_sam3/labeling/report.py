@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from autodistill_sam3.labeling.records import ImageRecord
+from autodistill_sam3.labeling.records import ImageRecord, found_by_models
 from autodistill_sam3.labeling.split import NearDuplicates
 
 # Below it a polygon is counted as one that lost something; rounding alone stays above.
@@ -62,7 +62,7 @@ class Report:
     def _count(self, record: ImageRecord) -> None:
         split = record["split"]
         self._images[split] += 1
-        self._empty[split] += not record["annotations"]
+        self._empty[split] += not found_by_models(record["annotations"])
         self._removed.update(record.get("removed", {}))
         self._hashes.append((record["source"], record["phash"]))
         for annotation in record["annotations"]:

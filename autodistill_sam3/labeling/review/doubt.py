@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autodistill_sam3.labeling.records import Annotation, ImageRecord
+from autodistill_sam3.labeling.records import Annotation, ImageRecord, found_by_models
 from autodistill_sam3.labeling.review.shapes import mask_bands
 
 LOW_CONFIDENCE = 0.7
@@ -98,10 +98,10 @@ def assess(record: ImageRecord) -> Doubt:
         >>> assess(record).reasons
         (Reason(key='empty', points=0.3, detail='no objects'),)
     """
-    annotations = record["annotations"]
+    annotations = found_by_models(record["annotations"])
     if not annotations:
         return Doubt((Reason(EMPTY, REASONS[EMPTY].weight, REASONS[EMPTY].label),))
-    found = [_low(annotations), _disagree(annotations), _overlaps(annotations), _border(record)]
+    found = [_low(annotations), _disagree(annotations), _overlaps(annotations), _border(annotations, record)]
     reasons = [reason for reason in found if reason is not None]
     return Doubt(tuple(sorted(reasons, key=lambda reason: (-reason.points, reason.key))))
 
@@ -133,7 +133,7 @@ class Ranking:
         index, self._count = self._count, self._count + 1
         tie = hashlib.sha256(record["source"].encode("utf-8", "surrogatepass")).digest()[:8]
         self._sources.update(annotation["data"].get("source", "") for annotation in record["annotations"])
-        if not record["annotations"]:
+        if not found_by_models(record["annotations"]):
             self._keep(EMPTY, _Ranked(doubt.score, tie, index))
             return
         self._keep("both", _Ranked(doubt.score, tie, index))
@@ -176,8 +176,8 @@ def _disagree(annotations: list[Annotation]) -> Reason | None:
     return _reason(DISAGREE, (boxes + text / 2) / len(sources), ", ".join(words))
 
 
-def _border(record: ImageRecord) -> Reason | None:
-    boxes = _xyxy(record["annotations"])
+def _border(annotations: list[Annotation], record: ImageRecord) -> Reason | None:
+    boxes = _xyxy(annotations)
     inside = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < [record["width"], record["height"]]).all(axis=1)
     cut = len(boxes) - int(inside.sum())
     return _reason(BORDER, cut / len(boxes), f"{cut} of {len(boxes)} cut by the border")

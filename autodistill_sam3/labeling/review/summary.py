@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autodistill_sam3.labeling.records import SPLITS, Annotation, ImageRecord
+from autodistill_sam3.labeling.records import SPLITS, Annotation, ImageRecord, found_by_models
 from autodistill_sam3.labeling.review.shapes import class_name
 
 CONFIDENCE_BINS = 20
@@ -102,7 +102,7 @@ class Summary:
         """Count an image."""
         split = record["split"]
         self.images[split] += 1
-        self.empty[split] += not record["annotations"]
+        self.empty[split] += not found_by_models(record["annotations"])
         for reason, count in removed_from(record).items():
             self.removed[reason] += count
             self.removed_images[reason] += 1

@@ -141,6 +141,14 @@ def test_a_file_without_end_is_not_read_to_its_end():
         read_categories(Path("/dev/zero"))
 
 
+def test_the_file_in_the_documentation_is_one(tmp_path):
+    page = (REPOSITORY / "docs" / "categories.md").read_text(encoding="utf-8")
+    block = page.split("```yaml\n")[1].split("```")[0]
+    bottles = read_categories(written(tmp_path, block, ".yaml"))["bottles"]
+    assert (bottles.images, bottles.output) == (tmp_path / "belt" / "photos", tmp_path / "belt" / "labels")
+    assert bottles.settings["thresholds"] == {"cap": 0.3}
+
+
 def test_tabs_in_yaml_texts_stay(tmp_path):
     path = written(tmp_path, 'mine:\n  description: "a\tb"\n  prompts:\n    dog: dog\n', ".yaml")
     assert read_categories(path)["mine"].description == "a\tb"

@@ -347,7 +347,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             "prompts": [list(pair) for pair in zip(self.table.prompts, self.table.class_of_prompt, strict=True)],
             "thresholds": asdict(self.thresholds),
             "overlapping_classes": self.overlapping_classes,
-            "background": self.background,
+            "background": self.table.background,
             "device": self._device_type,
             "precision": self.precision,
             "compiled": bool(self.compile),

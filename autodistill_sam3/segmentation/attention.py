@@ -40,7 +40,7 @@ def single_attention(attention: Any, token: torch.Tensor, placed: torch.Tensor, 
     """A `Sam3Attention` in which one token (N, 1, C) looks at (N, T, C).
 
     Written out, in ``float32`` between the projections: the kernel that `scaled_dot_product_attention` takes for a
-    single query on a GPU is suspected of other last bits now and then (docs/performance.md, "Equal bytes").
+    single query on a GPU is suspected of other results now and then (docs/performance.md, "Equal bytes").
 
     Args:
         attention: The module.

@@ -135,6 +135,15 @@ def test_settings_that_are_not_applied_are_refused(shapes_folder, tmp_path, name
         Florence2Grounder.load(folder, device="cpu")
 
 
+def test_answers_stay_when_others_are_decoded(shapes_folder, images):
+    grounder = Florence2Grounder.load(shapes_folder, device="cpu")
+    answers = decoded(grounder, images[:1], PROMPTS)
+    kept = [array.copy() for array in answers]
+    decoded(grounder, images[1:2], PROMPTS[::-1])
+    for array, copy in zip(answers, kept, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
 def test_an_answer_has_tokens(shapes_folder):
     with pytest.raises(SettingError, match="at least 1, received 0"):
         Florence2Grounder.load(shapes_folder, device="cpu", max_new_tokens=0)

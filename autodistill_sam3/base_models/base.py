@@ -6,7 +6,7 @@ import contextlib
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -25,6 +25,7 @@ from autodistill_sam3.base_models.provenance import (
     upload_to_roboflow,
     versions_of,
 )
+from autodistill_sam3.base_models.repeat import as_repeat
 from autodistill_sam3.base_models.slices import predict_slices, with_dense_masks
 from autodistill_sam3.devices import (
     Precision,
@@ -267,6 +268,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             # Two threads that queue work on Apple's GPUs crash torch 2.14 (pytorch#197805).
             on_gpu=model._device_type == "cuda",
         )
+        plan = replace(plan, provenance=plan.provenance | {"repeat": as_repeat(model, plan)})
         dataset = launch.label(plan, model, side, nms)
         if human_in_the_loop:
             upload_to_roboflow(plan.output, roboflow_project)

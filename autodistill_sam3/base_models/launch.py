@@ -33,6 +33,18 @@ Engine = Literal["local", "ray"]
 _Devices: TypeAlias = "list[str] | RayWorkers | None"
 
 
+def constructor_keywords(model: LabelingModel) -> tuple[PromptPairs, dict[str, Any]]:
+    """What builds the model again: its ontology, and keywords but for the device.
+
+    They are attributes of the same names, or `_keywords` has them.
+    """
+    table, own = model.table, model._keywords()
+    pairs = zip(table.prompts, table.class_of_prompt, strict=True)
+    ontology = PromptPairs(tuple((prompt, table.classes[index]) for prompt, index in pairs))
+    names = sorted(set(inspect.signature(type(model)).parameters) - {"ontology", "model", "device"})
+    return ontology, {name: own[name] if name in own else getattr(model, name) for name in names}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to build a model again, in another process; it can be pickled.
@@ -56,11 +68,7 @@ class Recipe:
     @classmethod
     def of(cls, model: LabelingModel, tile: int | None, nms: NmsSetting, *, has_settings: bool) -> Recipe:
         """The recipe of a model, whose constructor's keywords are attributes of the same names."""
-        table, own = model.table, model._keywords()
-        pairs = zip(table.prompts, table.class_of_prompt, strict=True)
-        ontology = PromptPairs(tuple((prompt, table.classes[index]) for prompt, index in pairs))
-        names = set(inspect.signature(type(model)).parameters) - {"ontology", "model", "device"}
-        keywords = {name: own[name] if name in own else getattr(model, name) for name in names}
+        ontology, keywords = constructor_keywords(model)
         return cls(type(model), ontology, keywords, tile, nms, has_settings)
 
     def __call__(self, device: str) -> Labeler:

@@ -11,7 +11,8 @@ from autodistill_sam3.errors import SettingError
 from autodistill_sam3.ontology import PromptPairs
 
 if TYPE_CHECKING:
-    from autodistill_sam3.base_models import GroundedSAM3
+    from autodistill_sam3.base_models.base import LabelingModel
+    from autodistill_sam3.base_models.repeat import Repeat
     from autodistill_sam3.categories import Category
 
 CHECKPOINT_KEYWORDS = (
@@ -31,6 +32,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help='what to look for and the class it becomes, such as "milk bottle=bottle"; repeat for more',
     )  # fmt: skip
     wanted.add_argument("--category", metavar="NAME", help="one that `categories` lists, with the settings it names")
+    wanted.add_argument("--from-run", type=Path, metavar="RUN", help="as the run.json of a labelled folder says")
     add_category_file(model)
     add_checkpoint_flags(model)
     model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
@@ -75,15 +77,28 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("--verbose", action="store_true", help="say which files are used")
 
 
-def build_model(options: argparse.Namespace, category: Category | None, *, has_weights: bool = True) -> GroundedSAM3:
+def build_model(
+    options: argparse.Namespace, category: Category | None, repeat: Repeat | None = None, *, has_weights: bool = True
+) -> LabelingModel:
+    """The model that the flags, the category or the run to be repeated ask for; flags replace the others' settings."""
     from autodistill_sam3.base_models import GroundedSAM3
 
-    settings = {} if category is None else dict(category.settings)
-    thresholds = dict(settings.pop("thresholds", {}))
+    settings: dict[str, Any] = dict(category.settings if category else repeat.keywords if repeat else {})
+    thresholds = dict(settings.pop("thresholds", None) or {})
     thresholds |= dict(_parse_threshold(text) for text in options.threshold or ())
+    changes = settings | given(options, _MODEL_KEYWORDS)
+    if repeat is not None:
+        return repeat.build(has_weights=has_weights, **changes | ({"thresholds": thresholds} if thresholds else {}))
     build = GroundedSAM3 if has_weights else GroundedSAM3.without_weights
     ontology = _ontology(options.classes) if category is None else category.ontology
-    return build(ontology, thresholds=thresholds, **settings | given(options, _MODEL_KEYWORDS))
+    return build(ontology, thresholds=thresholds, **changes)
+
+
+def chosen_run(options: argparse.Namespace) -> Repeat | None:
+    """The run that is to be repeated, if one is."""
+    from autodistill_sam3.base_models.repeat import read_repeat
+
+    return None if options.from_run is None else read_repeat(options.from_run)
 
 
 def chosen_category(options: argparse.Namespace) -> Category | None:

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from autodistill_sam3.cli.flags import add_model_flags, add_verbosity, build_model, chosen_category, given, say
+from autodistill_sam3.cli.flags import (
+    add_model_flags,
+    add_verbosity,
+    build_model,
+    chosen_category,
+    chosen_run,
+    given,
+    say,
+)
 from autodistill_sam3.errors import SettingError
 
 _LABEL_KEYWORDS = (
@@ -15,6 +23,7 @@ _LABEL_KEYWORDS = (
     "batch_size", "seed", "valid_share", "test_share", "group_by", "group_near_duplicates", "progress", "gpus", "shard",
     "engine", "workers",
 )  # fmt: skip
+_REPEATED = "_repeated"
 
 
 def add_commands(commands: Any) -> None:
@@ -94,17 +103,29 @@ def _label(options: argparse.Namespace) -> None:
 
     if options.quiet:
         options.progress = False
-    category = chosen_category(options)
+    category, repeat = chosen_category(options), chosen_run(options)
+    keywords: dict[str, Any] = {}
     if category is not None:
         options.input_folder = options.input_folder or str(category.images)
         options.output_folder = options.output_folder or str(category.output)
+    if repeat is not None:
+        options.input_folder = options.input_folder or repeat.source
+        # The folder itself would go on where it is.
+        options.output_folder = options.output_folder or str(_folder_of(options.from_run)) + _REPEATED
+        keywords = dict(repeat.label)
     if options.input_folder is None:
-        raise SettingError("Expected IMAGES, or --category NAME, which has images of its own; received neither")
+        raise SettingError("Expected IMAGES, --category NAME or --from-run RUN, which say what to label; received none")
     # Workers load the weights, each on its own device.
-    model = build_model(options, category, has_weights=options.gpus is None and options.engine != "ray")
-    dataset = model.label(options.input_folder, **given(options, _LABEL_KEYWORDS))
+    model = build_model(options, category, repeat, has_weights=options.gpus is None and options.engine != "ray")
+    # A flag that only switches something on is False where it is not used.
+    used = {name: value for name, value in given(options, _LABEL_KEYWORDS).items() if value or name not in keywords}
+    dataset = model.label(options.input_folder, **keywords | used)
     folder = options.output_folder or default_output(Path(options.input_folder))
     say(options, f"{len(dataset)} images in {folder}")
+
+
+def _folder_of(run: Path) -> Path:
+    return run if run.is_dir() else run.absolute().parent
 
 
 def _demo(options: argparse.Namespace) -> None:

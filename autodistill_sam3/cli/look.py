@@ -15,6 +15,7 @@ from autodistill_sam3.cli.flags import (
     add_verbosity,
     build_model,
     chosen_category,
+    chosen_run,
     given,
     say,
 )
@@ -77,7 +78,7 @@ def _predict(options: argparse.Namespace) -> None:
 
     if options.output is not None and options.output.is_dir():
         raise SettingError(f"Expected --output to be a PNG file, received a folder: {options.output}")
-    model = build_model(options, chosen_category(options))
+    model = build_model(options, chosen_category(options), chosen_run(options))
     found = model.predict_batch(options.images)
     for source, detections in zip(options.images, found, strict=True):
         print(f"{source}: {len(detections)} found")

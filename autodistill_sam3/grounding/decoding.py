@@ -181,8 +181,9 @@ class GreedyDecoder:
             buffers = self._room_for(size)
             buffers.begin(encoded, attention_mask, self._rules, max_new_tokens)
             steps = self._decode(buffers, size, max_new_tokens)
-            tokens = buffers.tokens[:sequences, 1 : 1 + steps].cpu().numpy()
-            return tokens, buffers.log_probabilities[:sequences, :steps].cpu().numpy()
+            tokens, logs = buffers.tokens[:sequences, 1 : 1 + steps], buffers.log_probabilities[:sequences, :steps]
+            # Copies: on a CPU these are the buffers themselves, which the next batch writes to.
+            return tokens.cpu().numpy().copy(), logs.cpu().numpy().copy()
 
     def release(self) -> None:
         """Let go of the buffers and of the graphs that work on them."""

@@ -16,7 +16,7 @@ ORDER = [
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",
     "thresholds", "categories", "json_stream", "weights", "download", "devices", "grounding", "segmentation", "convert",
     "conflicts", "background", "fusion", "interpretation", "tiling", "evaluation", "labeling", "exchange",
-    "distributed", "base_models", "benchmark", "demo", "doctor", "cli",
+    "distributed", "base_models", "students", "benchmark", "demo", "doctor", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
@@ -29,7 +29,7 @@ NO_TORCH = {
     "tiling", "evaluation", "labeling", "exchange", "distributed",
 }  # fmt: skip
 # The benchmark runs autodistill's own loop beside this package's.
-AUTODISTILL_ALLOWED = {"base_models", "benchmark"}
+AUTODISTILL_ALLOWED = {"base_models", "students", "benchmark"}
 
 
 def part_of(path):

@@ -18,12 +18,15 @@ import yaml
 from autodistill_sam3.bundled import bundled_path
 from autodistill_sam3.errors import AutodistillSAM3Error, SettingError
 from autodistill_sam3.ontology import Prompting, PromptPairs, PromptTable
+from autodistill_sam3.recipe import Recipe, check_setting
 from autodistill_sam3.thresholds import Thresholds
 
 _DEFAULTS = Path(__file__).with_name("default_prompts.json")
 # Names are folders, too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_FLAG = re.compile("true|false")
+_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 _LARGEST_FILE = 2**20
 
 
@@ -39,6 +42,7 @@ class Category:
         output: Where its dataset goes, unless somebody says otherwise.
         settings: Arguments for `GroundedSAM3` that differ from its defaults: `checkpoint`, `prompting`, `confidence`,
             `box_confidence`, `background`, and `thresholds` by class.
+        recipe: How its dataset is prepared for training; None if it does not say.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Category:
     images: Path
     output: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
     @property
     def ontology(self) -> PromptPairs:
@@ -61,7 +66,7 @@ def read_categories(path: Path | None = None) -> dict[str, Category]:
         path: JSON or YAML of up to 1 MiB: name -> `description`, `prompts` and, if wanted, `images` and `output`
             (folders relative to the file; by default `data/NAME/images` and `output/NAME` where the process is),
             `checkpoint` (relative to the file if it is there), `prompting`, `confidence`, `box_confidence`,
-            `background` and `thresholds`.
+            `background` and `thresholds`, and in `preprocess` what a `Recipe` is made of.
 
     Raises:
         SettingError: The file is missing, damaged or holds something else; the message has the line.
@@ -153,6 +158,7 @@ def _category(name: str, key: yaml.Node, node: yaml.Node, place_of: Callable[[st
         name=name,
         description=values.pop("description"),
         prompts=values.pop("prompts"),
+        recipe=values.pop("preprocess", None),
         images=images or Path("data") / name / "images",
         output=output or Path("output") / name,
         settings=values,
@@ -206,14 +212,30 @@ def _text(node: yaml.Node, what: str) -> str:
 
 
 def _number(node: yaml.Node, what: str) -> float:
-    """A share. YAML's own numbers differ from JSON's: `1e-05` is a text, `0:30` is 30."""
-    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    if not is_plain or not _NUMBER.fullmatch(node.value):
-        raise _PlacedError(node, f"Expected {what} to be a number, received {_kind(node)}")
-    value = float(node.value)
+    """YAML's own numbers differ from JSON's: `1e-05` is a text, `0:30` is 30."""
+    return float(_plain(node, what, _NUMBER, "a number"))
+
+
+def _share(node: yaml.Node, what: str) -> float:
+    value = _number(node, what)
     if not 0 <= value <= 1:
-        raise _PlacedError(node, f"Expected {what} between 0 and 1, received {node.value[:20]}")
+        raise _PlacedError(node, f"Expected {what} between 0 and 1, received {value:.20g}")
     return value
+
+
+def _whole_number(node: yaml.Node, what: str) -> int:
+    return int(_plain(node, what, _WHOLE_NUMBER, "a whole number"))
+
+
+def _flag(node: yaml.Node, what: str) -> bool:
+    return _plain(node, what, _FLAG, "true or false") == "true"
+
+
+def _plain(node: yaml.Node, what: str, pattern: re.Pattern[str], kind: str) -> str:
+    """A value without quotes, of this pattern."""
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None or not pattern.fullmatch(node.value):
+        raise _PlacedError(node, f"Expected {what} to be {kind}, received {_kind(node)}")
+    return str(node.value)
 
 
 def _prompting(node: yaml.Node, what: str) -> str:
@@ -228,7 +250,22 @@ def _prompts(node: yaml.Node, what: str) -> dict[str, str]:
 
 
 def _thresholds(node: yaml.Node, what: str) -> dict[str, float]:
-    return {name: _number(value, f"the threshold of {name!r}") for name, _, value in _entries(node, what)}
+    return {name: _share(value, f"the threshold of {name!r}") for name, _, value in _entries(node, what)}
+
+
+def _recipe(node: yaml.Node, what: str) -> Recipe:
+    values: dict[str, Any] = {}
+    for name, key, value in _entries(node, what):
+        with _placed(key):
+            check_setting(name)
+        values[name] = _RECIPE_READERS[name](value, f"{name!r} of {what!r}")
+        # One by one, so that what is wrong has its line.
+        with _placed(value):
+            Recipe.from_mapping({name: values[name]})
+    with _placed(node):
+        recipe = Recipe.from_mapping(values)
+        recipe.check_has_steps()
+    return recipe
 
 
 def _kind(node: yaml.Node) -> str:
@@ -244,8 +281,21 @@ _READERS: dict[str, Callable[[yaml.Node, str], Any]] = {
     "output": _text,
     "checkpoint": _text,
     "prompting": _prompting,
-    "confidence": _number,
-    "box_confidence": _number,
+    "confidence": _share,
+    "box_confidence": _share,
     "background": _text,
     "thresholds": _thresholds,
+    "preprocess": _recipe,
+}
+_RECIPE_READERS: dict[str, Callable[[yaml.Node, str], Any]] = {
+    "items": _text,
+    "margin": _number,
+    "ground": _text,
+    "size": _whole_number,
+    "fit": _text,
+    "min_side": _whole_number,
+    "min_sharpness": _number,
+    "drop_duplicates": _flag,
+    "max_per_class": _whole_number,
+    "seed": _whole_number,
 }

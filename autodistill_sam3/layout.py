@@ -9,6 +9,9 @@ REPORT = "report.json"
 RUN = "run.json"
 TIMES = "times.json"
 REVIEW = "review"
+# Of a prepared dataset: what is known of its source's images, and what was left out.
+MEASURED = "measured.jsonl"
+DROPPED = "dropped.jsonl"
 # What is not merged yet of a dataset that several workers label.
 SHARDS = "shards"
 # In each split's folder.

@@ -14,9 +14,9 @@ PACKAGE = Path(autodistill_sam3.__file__).parent
 # DESIGN's order: a module may import itself and what stands before it.
 ORDER = [
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",
-    "thresholds", "categories", "json_stream", "weights", "download", "devices", "grounding", "segmentation", "convert",
-    "conflicts", "background", "fusion", "interpretation", "tiling", "evaluation", "labeling", "exchange",
-    "distributed", "base_models", "students", "benchmark", "demo", "doctor", "cli",
+    "thresholds", "recipe", "categories", "json_stream", "weights", "download", "devices", "grounding", "segmentation",
+    "convert", "conflicts", "background", "fusion", "interpretation", "tiling", "evaluation", "labeling", "exchange",
+    "preparation", "distributed", "base_models", "students", "benchmark", "demo", "doctor", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
@@ -25,8 +25,8 @@ MEASURING = {"asking", "table", "pictures"}
 BASE_MODELS_ONLY = {"autodistill", "roboflow"}
 NO_TORCH = {
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",
-    "thresholds", "categories", "json_stream", "download", "conflicts", "background", "fusion", "interpretation",
-    "tiling", "evaluation", "labeling", "exchange", "distributed",
+    "thresholds", "recipe", "categories", "json_stream", "download", "conflicts", "background", "fusion",
+    "interpretation", "tiling", "evaluation", "labeling", "exchange", "preparation", "distributed",
 }  # fmt: skip
 # The benchmark runs autodistill's own loop beside this package's.
 AUTODISTILL_ALLOWED = {"base_models", "students", "benchmark"}

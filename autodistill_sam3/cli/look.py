@@ -70,6 +70,9 @@ def _categories(options: argparse.Namespace) -> None:
         print(printable(f"    images in {category.images}, dataset in {category.output}"))
         if settings:
             print(printable(f"    with {settings}"))
+        if category.recipe is not None:
+            steps = ", ".join(f"{name} {value}" for name, value in category.recipe.changes().items())
+            print(printable(f"    prepared with {steps}"))
 
 
 def _predict(options: argparse.Namespace) -> None:

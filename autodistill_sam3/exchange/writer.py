@@ -49,6 +49,29 @@ class FoundObject:
     source: str
 
 
+def found_annotations(item: FoundObject, class_id: int, image_hw: tuple[int, int]) -> list[Annotation]:
+    """An object as it is written.
+
+    Args:
+        item: Its mask and box are in the frame of the image.
+        class_id: Index of its class.
+        image_hw: Height and width of the image.
+
+    Returns:
+        One annotation.
+    """
+    masks = None if item.mask is None else compact_masks([item.mask], image_hw)
+    box = np.zeros((1, 4)) if item.xyxy is None else item.xyxy[None]
+    detections = sv.Detections(
+        xyxy=box.astype(np.float32) if masks is None else tight_xyxy(masks),
+        mask=masks,
+        confidence=np.array([item.confidence], dtype=np.float32),
+        class_id=np.array([class_id]),
+        data={"prompt": np.array([item.prompt]), "source": np.array([item.source])},
+    )
+    return annotations_of(detections, image_hw)
+
+
 class DatasetWriter:
     """Writes images with their labels as they come, and the files of the whole dataset at the end.
 
@@ -135,16 +158,7 @@ class DatasetWriter:
     def _annotations(self, item: FoundObject, image: DatasetImage) -> list[Annotation]:
         if item.class_name not in self.classes:
             self.classes.append(item.class_name)
-        masks = None if item.mask is None else compact_masks([item.mask], image.image_hw)
-        box = np.zeros((1, 4)) if item.xyxy is None else item.xyxy[None]
-        detections = sv.Detections(
-            xyxy=box.astype(np.float32) if masks is None else tight_xyxy(masks),
-            mask=masks,
-            confidence=np.array([item.confidence], dtype=np.float32),
-            class_id=np.array([self.classes.index(item.class_name)]),
-            data={"prompt": np.array([item.prompt]), "source": np.array([item.source])},
-        )
-        return annotations_of(detections, image.image_hw)
+        return found_annotations(item, self.classes.index(item.class_name), image.image_hw)
 
     def _place(self, image: DatasetImage) -> None:
         source, target = self._folder.path / image.path, self._output / image.path

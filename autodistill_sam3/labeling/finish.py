@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,12 @@ logger = logging.getLogger("autodistill_sam3")
 
 
 def write_summaries(
-    output: Path, journal: Journal, per_image: PerImage, splits: Sequence[Split], source: ImagesInput
+    output: Path,
+    journal: Journal,
+    per_image: PerImage,
+    splits: Sequence[Split],
+    source: ImagesInput | None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a COCO file per split and the report, with one record in memory at a time.
 
@@ -36,7 +41,8 @@ def write_summaries(
         journal: All that is finished.
         per_image: Its formats say whether COCO is wanted.
         splits: Of the dataset.
-        source: The input; images of the dataset that are no longer there are reported.
+        source: The input; images of the dataset that are no longer there are reported. None if it has none such.
+        more: What else the report says.
 
     Returns:
         The report.
@@ -53,9 +59,9 @@ def write_summaries(
         else:
             for _ in records:
                 pass
-    root = input_root(source) or Path()
-    removed = [name for name, _ in journal.entries() if not os.path.lexists(root / name)]
+    removed = [] if source is None else _removed_from(source, journal)
     content = report.as_json(removed_images=removed, quarantined=len(folder.read_quarantine(output)))
+    content |= more or {}
     if removed:
         logger.warning("%d images of the dataset are no longer in the input and stay in it, see %s",
                        len(removed), output / REPORT)  # fmt: skip
@@ -94,6 +100,11 @@ def open_dataset(output: Path, journal: Journal, classes: Sequence[str]) -> sv.D
     annotations: Any = JournalAnnotations(journal, source_of_image, list(classes))
     dataset.annotations = annotations
     return dataset
+
+
+def _removed_from(source: ImagesInput, journal: Journal) -> list[str]:
+    root = input_root(source) or Path()
+    return [name for name, _ in journal.entries() if not os.path.lexists(root / name)]
 
 
 def _dump(content: dict[str, Any], file: IO[str]) -> None:

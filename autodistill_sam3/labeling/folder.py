@@ -22,7 +22,18 @@ from autodistill_sam3.images import RGBImage, has_image_suffix, is_plain_rgb_fil
 from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.names import SourceImage
 from autodistill_sam3.labeling.records import SPLITS, Split
-from autodistill_sam3.layout import DATA_YAML, JOURNAL, QUARANTINE, REPORT, REVIEW, RUN, SHARDS, TIMES
+from autodistill_sam3.layout import (
+    DATA_YAML,
+    DROPPED,
+    JOURNAL,
+    MEASURED,
+    QUARANTINE,
+    REPORT,
+    REVIEW,
+    RUN,
+    SHARDS,
+    TIMES,
+)
 from autodistill_sam3.whole_files import PART, replacing
 
 _LOCK = ".lock"
@@ -294,9 +305,11 @@ def _remove_run(output: Path, run: dict[str, Any]) -> None:
     """Remove what a run has written; a removal that is interrupted is completed by the next run."""
     with replacing(output / RUN, "w") as file:
         json.dump(run | {"is_being_removed": True}, file, indent=2)
-    has_test = run.get("settings", {}).get("split", {}).get("test_share")
+    settings = run.get("settings", {})
+    has_test = settings.get("split", {}).get("test_share") or "test" in settings.get("splits", ())
     splits = [split for split in SPLITS if split != "test" or has_test]
-    for name in (JOURNAL, SHARDS, *splits, REVIEW, DATA_YAML, QUARANTINE, REPORT, TIMES, PART, RUN):
+    files = (DATA_YAML, QUARANTINE, REPORT, TIMES, MEASURED, DROPPED, PART)
+    for name in (JOURNAL, SHARDS, *splits, REVIEW, *files, RUN):
         path = output / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

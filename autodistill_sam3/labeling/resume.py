@@ -73,14 +73,14 @@ def what_is_left(
         per_image: What is written of each image.
     """
     wanted = images[:limit]
-    _remove_leftovers(journal, output, per_image)
+    remove_leftovers(journal, output, per_image)
     outdated = [image for image in wanted if image.name in journal and _is_outdated(image, journal, output, per_image)]
     earlier = {image.name: journal[image.name] for image in outdated}
     for source, entry in journal.entries():
         if source in earlier:
             continue
         if _is_placed(entry, output):
-            _restore(journal, source, output, per_image)
+            restore(journal, source, output, per_image)
         else:
             journal.forget(source)
     return Left(_stems(wanted, earlier, journal, output), earlier)
@@ -98,7 +98,7 @@ def _stems(wanted: Sequence[SourceImage], earlier: dict[str, Entry], journal: Jo
     return stems
 
 
-def _remove_leftovers(journal: Journal, output: Path, per_image: PerImage) -> None:
+def remove_leftovers(journal: Journal, output: Path, per_image: PerImage) -> None:
     """Take away what a run that was killed had written of images that it did not finish."""
     known = {(entry.split, Path(entry.file).stem) for _, entry in journal.entries()}
     files = {(entry.split, entry.file) for _, entry in journal.entries()}
@@ -117,7 +117,7 @@ def _is_outdated(image: SourceImage, journal: Journal, output: Path, per_image: 
         return True
     if _is_unchanged(image, entry, journal) and _is_placed(entry, output):
         return False
-    if (edited := _edited(journal.read(image.name), output, per_image)) is None:
+    if (edited := edited_file(journal.read(image.name), output, per_image)) is None:
         return True
     if not _is_placed(entry, output):
         _put_back(image, entry, output)
@@ -133,7 +133,7 @@ def _put_back(image: SourceImage, entry: Entry, output: Path) -> None:
         folder.place_image(image, name, None if copied else pixels, output / entry.split)
 
 
-def _edited(record: ImageRecord, output: Path, per_image: PerImage) -> Path | None:
+def edited_file(record: ImageRecord, output: Path, per_image: PerImage) -> Path | None:
     """A file of an image that holds something other than a run has written."""
     for name, content in per_image.files(record).items():
         path = output / record["split"] / name
@@ -160,7 +160,8 @@ def _is_placed(entry: Entry, output: Path) -> bool:
     return (output / entry.split / "images" / entry.file).exists()
 
 
-def _restore(journal: Journal, source: str, output: Path, per_image: PerImage) -> None:
+def restore(journal: Journal, source: str, output: Path, per_image: PerImage) -> None:
+    """Write label files of a finished image that are missing."""
     entry = journal[source]
     split_folder = output / entry.split
     missing = [name for name in per_image.paths(entry.file) if not (split_folder / name).exists()]
@@ -168,6 +169,6 @@ def _restore(journal: Journal, source: str, output: Path, per_image: PerImage) -
         record = journal.read(source)
         contents = per_image.files(record)
         # Confidences beside labels that somebody edited would not belong to their lines.
-        is_edited = _edited(record, output, per_image) is not None
+        is_edited = edited_file(record, output, per_image) is not None
         kept = [name for name in missing if not (is_edited and Path(name).name.startswith(CONFIDENCE_PREFIX))]
         folder.write_files(split_folder, {name: contents[name] for name in kept})

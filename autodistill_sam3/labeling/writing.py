@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from autodistill_sam3.errors import AutodistillSAM3Error, ImageError, LabelingError
 from autodistill_sam3.labeling import folder
@@ -30,6 +32,16 @@ _WRITERS = 4
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FAULTS_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 _KINDS = ("images", "labels", "voc", "masks")
+
+
+class WritesTo(Protocol):
+    """A run that writes a folder."""
+
+    @property
+    def output(self) -> Path: ...
+
+    @property
+    def overwrite(self) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +227,7 @@ def remove_parts(plan: LabelingPlan) -> None:
 
 
 @contextlib.contextmanager
-def writing(plan: LabelingPlan) -> Iterator[None]:
+def writing(plan: WritesTo) -> Iterator[None]:
     """Say what to do where something could not be written.
 
     Raises:

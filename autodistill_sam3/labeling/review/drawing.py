@@ -84,14 +84,14 @@ class ReviewSheet:
 
     def _write(self) -> None:
         path = self._folder / f"sheet_{len(self.paths) + 1:04d}.png"
-        save_png(_tile(self._cells), path)
+        save_png(tile(self._cells), path)
         self.paths.append(path)
         self._cells = []
 
 
 def draw_sheet(items: Iterable[tuple[RGBImage, sv.Detections, str]]) -> RGBImage:
     """One sheet of any number of (RGB image, detections, caption)."""
-    return _tile([draw_cell(image, detections, caption, str(len(detections))) for image, detections, caption in items])
+    return tile([draw_cell(image, detections, caption, str(len(detections))) for image, detections, caption in items])
 
 
 def draw_cell(image: RGBImage, detections: sv.Detections, caption: str, note: str) -> RGBImage:
@@ -131,7 +131,7 @@ def _with_caption(cell: RGBImage, text: str, note: str) -> RGBImage:
     return np.asarray(picture, dtype=np.uint8)
 
 
-def _tile(cells: list[RGBImage]) -> RGBImage:
+def tile(cells: list[RGBImage]) -> RGBImage:
     """Lay out equally large cells in rows of at most four."""
     columns = min(_COLUMNS, len(cells))
     blank = np.full_like(cells[0], _BACKGROUND)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from autodistill_sam3 import SettingError
 from autodistill_sam3.categories import find_category, read_categories
 from autodistill_sam3.cli import main
+from autodistill_sam3.recipe import Recipe
 
 BALLS = {"description": "Balls.", "prompts": {"red circle": "ball"}}
 
@@ -31,6 +32,13 @@ def test_the_package_brings_objects_attributes_and_parts():
     assert categories["shapes"].images == REPOSITORY / "examples" / "images"
     assert categories["person"].images == Path("data/person/images")
     assert categories["person"].output == Path("output/person")
+
+
+def test_every_category_of_the_package_says_how_it_is_prepared():
+    recipes = {name: category.recipe for name, category in read_categories().items()}
+    assert recipes["cut-out"].items == "cutouts"
+    assert recipes["shapes"] == Recipe(size=192, drop_duplicates=True)
+    assert all(recipes.values())
 
 
 def test_a_file_adds_and_replaces(tmp_path):
@@ -52,6 +60,22 @@ texts = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])).map(
 shares = st.floats(0, 1, allow_subnormal=False)
 
 
+recipes = st.fixed_dictionaries(
+    {"size": st.integers(1, 20_000)},
+    optional={
+        "items": st.sampled_from(["images", "crops", "cutouts"]),
+        "margin": st.floats(0, 10, allow_subnormal=False),
+        "ground": st.sampled_from(["alpha", "#12aBef", "#000000"]),
+        "fit": st.sampled_from(["letterbox", "stretch", "within"]),
+        "min_side": st.integers(1, 20_000),
+        "min_sharpness": st.floats(0, 1e30, allow_subnormal=False),
+        "drop_duplicates": st.booleans(),
+        "max_per_class": st.integers(1, 10**12),
+        "seed": st.integers(-(10**12), 10**12),
+    },
+)
+
+
 @st.composite
 def contents(draw):
     prompts = draw(st.dictionaries(texts, texts, min_size=1, max_size=4))
@@ -62,6 +86,7 @@ def contents(draw):
         "confidence": shares,
         "box_confidence": shares,
         "thresholds": st.dictionaries(classes, shares),
+        "preprocess": recipes,
     }
     return {"description": draw(texts), "prompts": prompts, **draw(st.fixed_dictionaries({}, optional=optional))}
 
@@ -81,6 +106,8 @@ def test_whatever_is_written_is_read(tmp_path_factory, content, as_json, is_asci
     expected = dict(content)
     assert category.description == expected.pop("description")
     assert list(category.prompts.items()) == list(expected.pop("prompts").items())
+    recipe = expected.pop("preprocess", None)
+    assert category.recipe == (recipe and Recipe.from_mapping(recipe))
     assert category.settings == expected
 
 
@@ -109,6 +136,24 @@ def test_whatever_is_written_is_read(tmp_path_factory, content, as_json, is_asci
         ("mine:\n  description: d\n  prompts:\n    dog: ' '", 4, "at least one character"),
         ("mine:\n  description: d\n  prompts:\n    dog: a\n  promting: text", 5, "Did you mean 'prompting'"),
         ("mine:\n  description: d\n prompts: x", 3, ""),
+        *[
+            (f"mine:\n  description: d\n  prompts:\n    dog: a\n  preprocess:\n    size: 9\n    {entry}", 7, said)
+            for entry, said in (
+                ("sise: 3", "Did you mean 'size'"),
+                ("items: crop", "images, crops, cutouts"),
+                ("min_side: 1.5", "a whole number"),
+                ("min_side: 0", "at least 1"),
+                ("margin: -0.1", "at least 0"),
+                ("margin: .nan", "a number"),
+                ("drop_duplicates: yes", "true or false"),
+                ("ground: #808080", "quote it"),
+                ("ground: gray", "'#808080'"),
+                ("seed: 0x1", "a whole number"),
+                ("size: 3", "twice"),
+            )
+        ],
+        ("mine:\n  description: d\n  prompts:\n    dog: a\n  preprocess:\n    fit: stretch", 6, "at least one step"),
+        ("mine:\n  description: d\n  prompts:\n    dog: a\n  preprocess: crops", 5, "by name"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, content, line, said):
@@ -147,6 +192,7 @@ def test_the_file_in_the_documentation_is_one(tmp_path):
     bottles = read_categories(written(tmp_path, block, ".yaml"))["bottles"]
     assert (bottles.images, bottles.output) == (tmp_path / "belt" / "photos", tmp_path / "belt" / "labels")
     assert bottles.settings["thresholds"] == {"cap": 0.3}
+    assert bottles.recipe == Recipe(items="crops", margin=0.2, size=256, drop_duplicates=True)
 
 
 def test_tabs_in_yaml_texts_stay(tmp_path):

@@ -216,6 +216,20 @@ def test_whole_images_are_resized_as_opencv_resizes_them(dataset, fit, size):
         assert {item["source"] for item, _, _ in objects} == {"both"}
 
 
+def test_a_tall_image_stands_in_the_middle(tmp_path):
+    left = np.zeros((100, 40), dtype=bool)
+    left[:, :20] = True
+    dataset = write_dataset(tmp_path / "set", {"train": {"a.png": (noise(0, (100, 40)), [(0, left)])}})
+    _, output = prepared(dataset, size=55)
+    [(pixels, [(item, _, mask)])] = read(output).values()
+    # 22 columns, with 16 before them and 17 behind.
+    expected = cv2.resize(pixels_of(dataset / "train/images/a.png"), (22, 55), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(pixels[:, 16:38], expected)
+    assert (pixels[:, :16] == 114).all() and (pixels[:, 38:] == 114).all()
+    assert item["bbox"] == [16, 0, 11, 55]
+    assert (mask == square((55, 55), 16, 0, 11, 55)).all()
+
+
 def test_images_that_keep_their_pixels_are_copied(tmp_path):
     images = {"train": {"a.jpg": (noise(0), [(0, disc((80, 120), 40, 40, 9))]), "b.png": (noise(1), [])}}
     dataset = write_dataset(tmp_path / "set", images)
@@ -299,8 +313,11 @@ def test_a_background_is_shown_and_gets_no_item(tmp_path):
     assert (shown[0][2] ^ shown[1][2]).all()
     _, cut = prepared(dataset, "cut", items="cutouts", margin=0.1)
     assert [[label for _, label, _ in shown] for _, shown in read(cut).values()] == [["ball"]]
-    report, _ = prepared(dataset, "tiny", min_side=50, size=120)
-    assert report.objects == {"ball": {}, "box": {"train": 1}}
+    # It is no object that could be too small.
+    wide = square((80, 120), 0, 0, 115, 80)
+    dataset = write_dataset(tmp_path / "thin", {"train": {"a.png": (noise(0), [(0, wide), (1, ~wide, "background")])}})
+    report, _ = prepared(dataset, "whole", min_side=20)
+    assert report.objects == {"ball": {"train": 1}, "box": {"train": 1}}
 
 
 def test_boxes_are_clipped_and_scaled(tmp_path):
@@ -424,6 +441,7 @@ def test_the_cap_holds_for_each_class_of_the_train_split(tmp_path):
     names = sorted(path.name for path in (output / "train" / "images").iterdir())
     assert sum("ball" in name for name in names) == sum("box" in name for name in names) == 6
     assert set(dropped_by(output).values()) == {("over_the_cap", 6)}
+    assert report.items_by_class == {"ball": {"train": 6, "valid": 20}, "box": {"train": 6, "valid": 10}}
     first_six = sorted(f"a{index}_002_box.png" for index in range(0, 12, 2))
     assert sorted(name for name in names if "box" in name) != first_six
     _, other = prepared(dataset, "other", items="crops", max_per_class=6, margin=0, seed=1)
@@ -505,6 +523,35 @@ def test_what_changed_is_prepared_again(dataset):
     changed, expected = digest(output), digest(fresh)
     # Lines of images that changed stay in it.
     del changed["measured.jsonl"], expected["measured.jsonl"]
+    assert changed == expected
+
+
+def test_lines_that_are_torn_or_damaged_are_measured_again(dataset):
+    _, output = prepared(dataset, items="crops", size=40)
+    before, measured = digest(output), output / "measured.jsonl"
+    lines = measured.read_bytes().splitlines(keepends=True)
+    measured.write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
+    prepared(dataset, items="crops", size=40)
+    assert digest(output) == before
+    measured.write_bytes(b'{"path": 3}\n\0\0\n' + b"".join(lines[1:]))
+    prepared(dataset, items="crops", size=40)
+    assert measured.read_bytes().endswith(lines[-1] + lines[0])
+    assert {key: value for key, value in digest(output).items() if key != "measured.jsonl"} == {
+        key: value for key, value in before.items() if key != "measured.jsonl"
+    }
+
+
+def test_other_labels_of_the_same_image_are_noticed(dataset):
+    _, output = prepared(dataset, items="crops", size=40)
+    path = dataset / "train/_annotations.coco.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][1]
+    path.write_text(json.dumps(content))
+    report, _ = prepared(dataset, items="crops", size=40)
+    assert report.items == {"train": 8, "valid": 9}
+    _, fresh = prepared(dataset, "fresh", items="crops", size=40)
+    changed, expected = digest(output), digest(fresh)
+    assert changed.pop("measured.jsonl") != expected.pop("measured.jsonl")
     assert changed == expected
 
 
@@ -655,7 +702,7 @@ def test_the_command(dataset, capsys):
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "  tiny               3      3      6\nkept                 6      6     12\n" in out
-    assert "ball         12     11\n" in out
+    assert ["ball", "6", "12", "11"] in [line.split() for line in out.splitlines()]
     assert f"written to {output}" in out
     assert (output / "review" / "index.html").exists()
     assert (output / "review" / "before_after_1.png").exists()

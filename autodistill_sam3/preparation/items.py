@@ -90,7 +90,7 @@ def objects_in(item: Item, objects: Sequence[DatasetObject], recipe: Recipe) -> 
             continue
         found = _moved(one, item.frame)
         if found is None:
-            result.removed[WITHOUT_A_PIXEL] += _reaches_into(one, item.frame)
+            result.removed[WITHOUT_A_PIXEL] += _reaches_into(one, item)
         elif recipe.items == "images" and one.source != BACKGROUND and _side_of(found) < (recipe.min_side or 0):
             result.removed[BELOW_MIN_SIDE] += 1
         else:
@@ -154,26 +154,26 @@ def _mask_in(one: DatasetObject, frame: Frame) -> Crop | None:
     """A mask in the frame of an item, None without a pixel."""
     assert one.segmentation is not None
     x1, y1, x2, y2 = frame.window
-    if not frame.is_resized:
-        # Most objects are small, and no more than their part of the window is decoded.
-        x, y, width, height = (int(value) for value in one.bbox)
-        x1, y1, x2, y2 = max(x, x1), max(y, y1), min(x + width, x2), min(y + height, y2)
-        if x1 >= x2 or y1 >= y2:
-            return None
-    mask = rle_to_crop(one.segmentation, (x1, y1, x2 - x1, y2 - y1))
+    if not _box_reaches_into(one, frame):
+        return None
     if frame.is_resized:
-        mask = frame.mask_of(mask)
-    left, top = (x1 - frame.window[0], y1 - frame.window[1]) if not frame.is_resized else frame.offset_xy
-    return (mask, left, top) if mask.any() else None
+        mask = frame.mask_of(rle_to_crop(one.segmentation, (x1, y1, x2 - x1, y2 - y1)))
+        return (mask, *frame.offset_xy) if mask.any() else None
+    # Most objects are small, and no more than their part of the window is decoded.
+    left, top, right, bottom = (int(value) for value in _xyxy_of(one))
+    left, top, right, bottom = max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)
+    mask = rle_to_crop(one.segmentation, (left, top, right - left, bottom - top))
+    return (mask, left - x1, top - y1) if mask.any() else None
 
 
-def _reaches_into(one: DatasetObject, frame: Frame) -> bool:
+def _reaches_into(one: DatasetObject, item: Item) -> bool:
     """Whether a part of an object lies in the window of an item."""
-    if one.segmentation is not None:
-        return (
-            _mask_in(one, replace(frame, content_wh=frame.window_wh, offset_xy=(0, 0), item_wh=frame.window_wh))
-            is not None
-        )
+    if one.segmentation is None:
+        return _box_reaches_into(one, item.natural)
+    return _mask_in(one, item.natural) is not None
+
+
+def _box_reaches_into(one: DatasetObject, frame: Frame) -> bool:
     x1, y1, x2, y2 = _xyxy_of(one)
     return bool(x1 < frame.window[2] and x2 > frame.window[0] and y1 < frame.window[3] and y2 > frame.window[1])
 

@@ -22,6 +22,7 @@ class PreparationReport:
         dropped: Reason -> split -> items that were left out.
         removed: Reason -> objects that the items would have had.
         quarantined: Images that could not be read.
+        items_by_class: Class -> split -> crops or cut-outs of its objects; whole images are none.
         objects_before: Class -> split -> objects of the labelled folder.
         objects: Class -> split -> objects of the prepared dataset; one may be in several crops.
     """
@@ -31,6 +32,7 @@ class PreparationReport:
     dropped: dict[str, Counts]
     removed: Counts
     quarantined: int
+    items_by_class: dict[str, Counts]
     objects_before: dict[str, Counts]
     objects: dict[str, Counts]
 
@@ -43,6 +45,7 @@ class PreparationReport:
             dropped=report["dropped"],
             removed=report["removed"],
             quarantined=report["quarantined"],
+            items_by_class=report["items_by_class"],
             objects_before=report["objects_before"],
             objects=report["objects"],
         )
@@ -52,27 +55,29 @@ def format_preparation(report: PreparationReport) -> str:
     """Tables of what is kept and dropped, and of the objects by class.
 
     Example:
-        >>> numbers = {"train": 3, "valid": 1}
+        >>> before, after = {"train": 3, "valid": 1}, {"train": 2, "valid": 1}
         >>> report = PreparationReport(
-        ...     numbers, {"train": 2, "valid": 1}, {"tiny": {"train": 1}}, {}, 0, {"ball": numbers}, {"ball": numbers}
-        ... )
+        ...     items_before=before, items=after, dropped={"tiny": {"train": 1}}, removed={}, quarantined=0,
+        ...     items_by_class={"ball": after}, objects_before={"ball": before}, objects={"ball": before},
+        ... )  # fmt: skip
         >>> print(format_preparation(report))
         items           train  valid    all
         before              3      1      4
           tiny              1      0      1
         kept                2      1      3
         <BLANKLINE>
-        objects  before  after
-        ball          4      4
+        class  items  objects before  objects after
+        ball       3               4              4
     """
     splits = [split for split in SPLITS if split in report.items_before]
     rows = [["items", *splits, "all"], ["before", *_counts(report.items_before, splits)]]
     rows += [[f"  {_words(reason)}", *_counts(counts, splits)] for reason, counts in report.dropped.items()]
     rows += [["kept", *_counts(report.items, splits)]]
-    classes = [["objects", "before", "after"]]
-    for name, counts in report.objects.items():
-        before = sum(report.objects_before.get(name, {}).values())
-        classes.append([name, str(before), str(sum(counts.values()))])
+    columns = {"objects before": report.objects_before, "objects after": report.objects}
+    if any(report.items_by_class.values()):
+        columns = {"items": report.items_by_class, **columns}
+    classes = [["class", *columns]]
+    classes += [[name, *(str(sum(column[name].values())) for column in columns.values())] for name in report.objects]
     lines = [*_table(rows, 15), "", *_table(classes, 0)]
     lines += [f"objects removed, {_words(reason)}: {count}" for reason, count in report.removed.items()]
     if report.quarantined:

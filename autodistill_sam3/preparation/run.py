@@ -6,7 +6,7 @@ import contextlib
 import logging
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -189,16 +189,22 @@ class _Preparing:
         more = {
             "items_before": {split: before[split] for split in self.splits},
             "dropped": counts_by_split([(one.reason, one.candidate.split) for one in choice.dropped]),
-            "objects_before": {
-                name: {split: count for split in self.splits if (count := self._objects[index, split])}
-                for index, name in enumerate(self.source.classes)
-            },
+            "items_by_class": self._by_class(
+                Counter((one.item.class_id, one.split) for one in choice.kept if one.item.class_id is not None)
+            ),
+            "objects_before": self._by_class(self._objects),
         }
         report = write_summaries(self.output, journal, self.per_image, self.splits, None, more)
         if plot:
             write_pages(self.output, journal, self.source.classes, report)
             write_before_after(self.source, self.output, choice, self.recipe)
         return report
+
+    def _by_class(self, counts: Mapping[tuple[int, Split], int]) -> dict[str, dict[Split, int]]:
+        return {
+            name: {split: count for split in self.splits if (count := counts.get((index, split)))}
+            for index, name in enumerate(self.source.classes)
+        }
 
     def _all_images(self) -> Iterator[tuple[DatasetImage, list[DatasetObject]]]:
         for split in self.splits:

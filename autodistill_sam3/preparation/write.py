@@ -15,7 +15,7 @@ from autodistill_sam3.errors import ImageError, OutputFolderError
 from autodistill_sam3.exchange.dataset import DatasetImage, DatasetObject
 from autodistill_sam3.labeling import folder
 from autodistill_sam3.labeling.journal import Journal
-from autodistill_sam3.labeling.records import ImageRecord
+from autodistill_sam3.labeling.records import Annotation, ImageRecord
 from autodistill_sam3.labeling.resume import PerImage, edited_file, remove_leftovers, restore
 from autodistill_sam3.preparation.choose import Candidate
 from autodistill_sam3.preparation.frames import Pixels
@@ -70,20 +70,7 @@ def prepare(dataset: Path, work: Work, recipe: Recipe, per_image: PerImage) -> l
         shown = objects_in(item, work.objects, recipe)
         own = None if item.own is None else shown.found[item.own].mask
         image_file = content if pixels is None else png_of(render(pixels, item.frame, recipe, own))
-        record: PreparedRecord = {
-            "source": one.source,
-            "file": one.file,
-            "split": one.split,
-            "width": item.frame.item_wh[0],
-            "height": item.frame.item_wh[1],
-            "annotations": shown.annotations(work.objects, item.frame.item_wh),
-            "removed": dict(one.item.removed),
-            "phash": one.item.phash,
-            "sha256": measured.sha256,
-            "size": measured.size,
-            "mtime_ns": measured.mtime_ns,
-            "labels_sha256": measured.labels_sha256,
-        }
+        record = _record_of(one, item.frame.item_wh, shown.annotations(work.objects, item.frame.item_wh))
         prepared.append(Prepared(record, {f"images/{one.file}": image_file, **per_image.files(record)}))
     return prepared
 
@@ -127,6 +114,23 @@ def remove_outdated(output: Path, journal: Journal, kept: Mapping[str, Candidate
             names = [f"images/{record['file']}", *per_image.paths(record["file"])]
             folder.remove_files(output / record["split"], names)
     return _without(journal, frozenset(outdated)) if outdated else journal
+
+
+def _record_of(one: Candidate, item_wh: tuple[int, int], annotations: list[Annotation]) -> PreparedRecord:
+    return {
+        "source": one.source,
+        "file": one.file,
+        "split": one.split,
+        "width": item_wh[0],
+        "height": item_wh[1],
+        "annotations": annotations,
+        "removed": dict(one.item.removed),
+        "phash": one.item.phash,
+        "sha256": one.image.sha256,
+        "size": one.image.size,
+        "mtime_ns": one.image.mtime_ns,
+        "labels_sha256": one.image.labels_sha256,
+    }
 
 
 def _is_as_kept(record: ImageRecord, one: Candidate | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -22,10 +24,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from autodistill_sam3 import InputFolderError, LabelingError, OutputFolderError, SettingError
-from autodistill_sam3.cli import main
+from autodistill_sam3.cli import build_parser, main
 from autodistill_sam3.evaluation import evaluate_dataset
 from autodistill_sam3.exchange import to_label_studio
 from autodistill_sam3.preparation import prepare_dataset
+from autodistill_sam3.preparation.choose import choose
+from autodistill_sam3.preparation.write import write
 from autodistill_sam3.recipe import Recipe
 
 # From pycocotools, which does not close the file it reads.
@@ -598,6 +602,61 @@ def test_damaged_and_missing_images_are_left_out(dataset, caplog):
     assert mended == expected
 
 
+def test_an_image_that_changes_meanwhile_is_left_out_until_the_next_run(dataset, monkeypatch):
+    def choose_late(items, recipe):
+        Image.fromarray(noise(99)).save(dataset / "train/images/a2.png")
+        return choose(items, recipe)
+
+    monkeypatch.setattr("autodistill_sam3.preparation.run.choose", choose_late)
+    report, output = prepared(dataset, items="crops", size=20)
+    assert (report.quarantined, report.items) == (1, {"train": 6, "valid": 9})
+    assert "it changed" in (output / "quarantine.jsonl").read_text()
+    report, _ = prepared(dataset, items="crops", size=20)
+    assert (report.quarantined, report.items) == (0, {"train": 9, "valid": 9})
+
+
+def test_ctrl_c_and_a_full_disk_cost_what_was_in_hand(dataset, monkeypatch):
+    _, undisturbed = prepared(dataset, "undisturbed", items="crops", size=20)
+
+    def press(output, journal, items):
+        write(output, journal, items)
+        signal.raise_signal(signal.SIGINT)
+
+    def fill(folder, contents):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autodistill_sam3.preparation.run.write", press)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(dataset, items="crops", size=20)
+    output = dataset.parent / "out"
+    assert len(list(output.glob("*/labels/*.txt"))) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr("autodistill_sam3.preparation.write.folder.write_files", fill)
+        with pytest.raises(LabelingError, match="Free some space; then the same command goes on"):
+            prepared(dataset, items="crops", size=20)
+    prepared(dataset, items="crops", size=20)
+    assert digest(output) == digest(undisturbed)
+
+
+def test_what_a_killed_run_left_of_items_that_are_gone_is_removed(dataset, monkeypatch):
+    def fail(journal, record, *, wait):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autodistill_sam3.labeling.journal.Journal.append", fail)
+        with pytest.raises(ZeroDivisionError):
+            prepared(dataset, items="crops", size=20)
+    output = dataset.parent / "out"
+    assert len(list(output.glob("*/images/a0_*"))) == 3
+    (output / "train" / "images" / ".part").write_bytes(b"half")
+    images = drawn()
+    del images["train"]["a0.png"]
+    write_dataset(dataset, images)
+    prepared(dataset, items="crops", size=20)
+    assert list(output.glob("*/*/a0_*")) == list(output.glob("*/*/.part")) == []
+
+
 def test_what_was_prepared_of_images_that_are_gone_stays(dataset):
     _, output = prepared(dataset, items="crops", size=20)
     before = digest(output)
@@ -714,6 +773,14 @@ def test_the_command(dataset, capsys):
     assert "at least one step" in capsys.readouterr().err
     assert main(["preprocess", "--size", "3"]) == 1
     assert "Expected DATASET" in capsys.readouterr().err
+
+
+def test_every_setting_is_a_flag():
+    parsed = vars(build_parser().parse_args(["preprocess", "dataset"]))
+    # Without a flag the default is the recipe's.
+    assert {item.name: parsed[item.name] for item in dataclasses.fields(Recipe)} == dict.fromkeys(
+        item.name for item in dataclasses.fields(Recipe)
+    )
 
 
 def test_a_category_says_how(tmp_path, monkeypatch, capsys):

@@ -422,7 +422,8 @@ def test_duplicates_of_any_split_are_dropped_with_the_name_of_the_first(tmp_path
     brighter = np.clip(noise(1).astype(int) + 9, 0, 255).astype(np.uint8)
     images = {
         "valid": {"c.png": (noise(1), objects), "d.png": (noise(2), objects)},
-        "train": {"b.png": (brighter, objects), "a.png": (noise(3), objects), "z.png": (noise(3), objects)},
+        # By name, not as they are listed.
+        "train": {"b.png": (brighter, objects), "z.png": (noise(3), objects), "a.png": (noise(3), objects)},
     }
     dataset = write_dataset(tmp_path / "set", images)
     report, output = prepared(dataset, drop_duplicates=True)

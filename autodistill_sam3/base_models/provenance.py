@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from autodistill_sam3.labeling import read_run
+from autodistill_sam3.labeling.versions import installed_versions
 
 PACKAGES = ("autodistill-grounded-sam3", "torch", "torchvision", "transformers", "supervision", "numpy")
 # Those of which another version may give other labels.
@@ -26,12 +26,7 @@ def settings_of_run(output: Path) -> dict[str, Any]:
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:
     versions = {"python": platform.python_version()} if packages is PACKAGES else {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    return versions | installed_versions(packages)
 
 
 def upload_to_roboflow(output: Path, project: str | None) -> None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from autodistill_sam3.labeling.interrupt import Interruption, interruptible
 from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.records import SPLITS, Split
 from autodistill_sam3.labeling.resume import PerImage
+from autodistill_sam3.labeling.versions import installed_versions
 from autodistill_sam3.labeling.writing import writing
 from autodistill_sam3.layout import COCO, DROPPED, JOURNAL, MEASURED, QUARANTINE
 from autodistill_sam3.preparation.ahead import in_threads
@@ -120,10 +120,10 @@ class _Preparing:
                 "recipe": self.recipe.as_json(),
                 "classes": self.source.classes,
                 "splits": self.splits,
-                "versions": _versions_of(_DECIDING_PACKAGES) | {"opencv": cv2.__version__},
+                "versions": installed_versions(_DECIDING_PACKAGES) | {"opencv": cv2.__version__},
             },
             "writes": {"formats": list(self.per_image.formats), "record_confidence": self.per_image.record_confidence},
-            "provenance": {"versions": {"python": platform.python_version()} | _versions_of(_PACKAGES)},
+            "provenance": {"versions": {"python": platform.python_version()} | installed_versions(_PACKAGES)},
         }
 
     def begin(self) -> Journal:
@@ -277,7 +277,3 @@ def _up_to_a_mask(objects: Iterable[DatasetObject]) -> Iterator[DatasetObject]:
 
 def _pixels_of(pair: tuple[DatasetImage, object]) -> int:
     return pair[0].width * pair[0].height
-
-
-def _versions_of(packages: Sequence[str]) -> dict[str, str]:
-    return {name: metadata.version(name) for name in packages}

@@ -83,6 +83,8 @@ def window_around(xywh: tuple[float, float, float, float], margin: float, image_
     Example:
         >>> window_around((10, 20, 30, 40), 0.1, (100, 100)), window_around((10, 20, 30, 40), 1, (70, 50))
         ((7, 16, 43, 64), (0, 0, 50, 70))
+        >>> window_around((20, 20, 10, 10), 1.1, (100, 100))  # 1.1 * 10 is a little more than 11.
+        (9, 9, 41, 41)
     """
     starts, ends = [], []
     for start, length, side in zip(xywh[:2], xywh[2:], image_hw[::-1], strict=True):

@@ -26,6 +26,8 @@ from autodistill_sam3.training.world import SHAPES
 # The training of the checkpoints has used none of these.
 FIRST_SEED = 900_000
 SIZE_WH = (256, 192)
+# From random weights, many small steps lead further than few large ones.
+BATCH_SIZE = 8
 
 
 def main() -> None:
@@ -36,7 +38,9 @@ def main() -> None:
     teacher.label(images, output_folder=dataset, valid_share=0.15, test_share=0.2, plot=True)
     truth = options.output / "truth.coco.json"
     write_truth(truth, TrainingData(dataset, needs_masks=True))
-    settings = DistillSettings(options.student, epochs=options.epochs, image_size=options.image_size, device="cpu")
+    settings = DistillSettings(
+        options.student, epochs=options.epochs, image_size=options.image_size, batch_size=BATCH_SIZE, device="cpu"
+    )
     student = options.output / options.student
     distilled = distill(dataset, student, settings, teacher=lambda: teacher.predict, ground_truth=truth, overwrite=True)
     print(f"\n{format_results(distilled.results)}\nresults   {student}\nreview    {dataset / 'review' / 'index.html'}")
@@ -46,8 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/distill_demo"))
     parser.add_argument("--student", default="yolo11n-seg")
-    parser.add_argument("--images", type=int, default=120)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--image-size", type=int, default=192)
     return parser.parse_args()
 

@@ -115,6 +115,7 @@ def test_module_and_version():
     assert done.stdout.strip() == autodistill_sam3.__version__
 
 
+@pytest.mark.slow
 def test_demo_from_a_wheel_outside_the_repository(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)

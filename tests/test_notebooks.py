@@ -47,3 +47,18 @@ def test_one_image_several_kinds_of_prompt(tmp_path, monkeypatch, capsys):
     assert len(names["alone"]["zebra"]) == 0
     assert names["with_background"].data["source"][-1] == "background"
     assert not list(tmp_path.iterdir())
+
+
+def test_from_a_folder_to_a_trained_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, pictures = run_notebook(NOTEBOOKS / "label_a_folder.ipynb")
+    out = capsys.readouterr().out
+    assert "kept" in out
+    assert "| student |" in out
+    shown = [picture for picture in pictures if picture is not None]
+    assert [np.asarray(picture).std() > 10 for picture in shown] == [True, True]
+    for picture in shown:
+        picture.close()
+    assert len(names["dataset"]) == 12
+    assert names["distilled"].results.teacher_ms > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]

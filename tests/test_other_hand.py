@@ -16,6 +16,7 @@ def scenes():
     return other_hand_scenes()
 
 
+@pytest.mark.slow
 def test_text_on_another_hands_drawings():
     result = score("text", scenes=other_hand_scenes())
     assert result.f1 >= 0.85

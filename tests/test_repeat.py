@@ -43,11 +43,11 @@ def test_a_repeated_run_writes_the_same(labelled, capsys):
 
 
 def test_flags_replace_what_the_run_says(labelled, tmp_path):
-    asked = ["label", "--from-run", str(labelled), "--confidence", "0.9", "--limit", "1", "--quiet"]
+    asked = ["label", "--from-run", str(labelled), "--confidence", "0.9", "--limit", "1", "--seed", "0", "--quiet"]
     assert main([*asked, "--output", str(tmp_path / "other")]) == 0
     run = json.loads((tmp_path / "other" / "run.json").read_text())
     assert run["settings"]["thresholds"] == {"confidence": 0.9, "box_confidence": 0.35, "per_class": {"ball": 0.6}}
-    assert run["settings"]["split"]["seed"] == 3
+    assert run["settings"]["split"]["seed"] == 0
     assert len(list((tmp_path / "other").glob("*/images/*"))) == 1
 
 
@@ -62,6 +62,19 @@ def test_other_models_and_predict(labelled, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", f"{EXAMPLES}/scene_00.jpg", "--from-run", str(labelled), "--quiet"]) == 0
     assert "ground" in capsys.readouterr().out
+
+
+class Own(SegmentAnything3):
+    """A model of somebody's own, whose constructor takes something else."""
+
+    def __init__(self, words):
+        super().__init__(CaptionOntology({word: word for word in words}), checkpoint="shapes", device="cpu")
+
+
+def test_models_of_ones_own_label_and_are_built_by_hand(tmp_path):
+    Own(["star"]).label(EXAMPLES, output_folder=tmp_path / "own", limit=1, progress=False)
+    with pytest.raises(SettingError, match="how to repeat it"):
+        read_repeat(tmp_path / "own")
 
 
 def test_other_checkpoints_are_said(labelled, tmp_path, caplog):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from autodistill_sam3.errors import (
     InputFolderError,
     LabelingError,
     MissingPackageError,
+    OutOfMemoryError,
     OutputFolderError,
     SettingError,
 )
@@ -42,7 +42,7 @@ from autodistill_sam3.students import (
     read_distillation,
 )
 from autodistill_sam3.students import distillation as distillation_module
-from autodistill_sam3.students.judging import judge
+from autodistill_sam3.students.judging import LEAST_CONFIDENCE, judge
 from autodistill_sam3.students.mask_rcnn import MaskRCNNStudent, _Batches
 
 CLASSES = ("white disc", "gray square")
@@ -79,14 +79,14 @@ def seen(pixels):
     )  # fmt: skip
 
 
-def labelled(folder, count=10, *, model=seen, classes=CLASSES, test_share=0.2):
+def labelled(folder, count=10, *, model=seen, classes=CLASSES, test_share=0.2, formats=("yolo", "coco")):
     images = folder / "images"
     images.mkdir(parents=True)
     for index in range(count):
         Image.fromarray(drawn(index)).save(images / f"{index}.png")
     plan = LabelingPlan(
         source=images, output=folder / "dataset", classes=classes, settings={}, progress=False, batch_size=1,
-        split=SplitRule(seed=1, valid_share=0.2, test_share=test_share),
+        split=SplitRule(seed=1, valid_share=0.2, test_share=test_share), formats=formats,
     )  # fmt: skip
     label_images(plan, lambda batch: [model(pixels) for pixels in batch])
     return folder / "dataset"
@@ -137,7 +137,7 @@ class Oracle(Student):
 
 @pytest.fixture
 def oracle(monkeypatch):
-    monkeypatch.setattr(distillation_module, "find_student", lambda name: partial(Oracle, name))
+    monkeypatch.setattr(distillation_module, "find_student", lambda name: Oracle)
 
 
 def test_a_perfect_student_is_perfect_and_a_blind_one_is_not(dataset, tmp_path):
@@ -149,7 +149,6 @@ def test_a_perfect_student_is_perfect_and_a_blind_one_is_not(dataset, tmp_path):
 
     judged = judge(oracle, data, "test", tmp_path / "answers.json", progress=False)
     assert judged.evaluation.mask.average_precision["AP"] == pytest.approx(1)
-    assert judged.ms_per_image > 0
     blind = judge(lambda *_: sv.Detections.empty(), data, "test", tmp_path / "none.json", progress=False)
     assert blind.evaluation.best.average_precision["AP50"] == 0
 
@@ -208,10 +207,13 @@ def test_weights_are_loaded_again_and_exported(distilled, dataset):
 
     student = MaskRCNNStudent(weights=distilled / "best.pt", device="cpu")
     path = sorted(dataset.glob("train/images/*"))[0]
-    found = student.predict(path, confidence=0.0)
+    found = student.predict(path, confidence=LEAST_CONFIDENCE)
     assert found.mask.shape[1:] == (SIZE, SIZE)
     assert set(found.data["class_name"]) <= set(CLASSES)
-    np.testing.assert_array_equal(found.xyxy, student.predict(load_image(path)[..., ::-1], confidence=0.0).xyxy)
+    again = student.predict(load_image(path)[..., ::-1], confidence=LEAST_CONFIDENCE)
+    np.testing.assert_array_equal(found.xyxy, again.xyxy)
+    sure = student.predict(path, confidence=float(found.confidence[2]) - 1e-6)
+    np.testing.assert_array_equal(sure.xyxy, found.xyxy[:3])
     session = onnxruntime.InferenceSession(distilled / "best.onnx")
     pixels = load_image(path).transpose(2, 0, 1).astype(np.float32) / 255
     boxes, labels, scores, masks = session.run(None, {"image": pixels})
@@ -264,10 +266,36 @@ def test_ultralytics(dataset, tmp_path, capfd):
     assert "against_truth" in (tmp_path / "out" / "report.json").read_text()
     found = result.student.predict(sorted(dataset.glob("train/images/*"))[0], confidence=0.0)
     assert found.mask is None or found.mask.shape[1:] == (SIZE, SIZE)
-    again = find_student("yolo11n-seg")(weights=result.weights, device="cpu")
+    again = find_student("yolo11n-seg")("yolo11n-seg", result.weights, device="cpu")
     assert len(again.predict(sorted(dataset.glob("train/images/*"))[0], confidence=0.0)) == len(found)
-    # The dataset itself is as it was, but for the cache that ultralytics keeps.
-    assert {path.name for path in dataset.glob("*/*") if path.is_file()} <= {"_annotations.coco.json", "labels.cache"}
+    with pytest.raises(CheckpointError, match="Expected weights of yolo11s-seg, received those of yolo11n-seg"):
+        find_student("yolo11s-seg")("yolo11s-seg", result.weights, device="cpu")
+    # The dataset itself is as it was.
+    assert {path.name for path in dataset.glob("*/*") if path.is_file()} == {"_annotations.coco.json"}
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+def test_caches_that_came_with_a_folder_are_not_unpickled(dataset, tmp_path, monkeypatch):
+    """ultralytics would load them before it looks at their version."""
+    monkeypatch.chdir(tmp_path)
+    copied = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    for split in ("train", "valid"):
+        np.save(copied / split / "labels.cache.npy", np.array(Bomb(), dtype=object), allow_pickle=True)
+        (copied / split / "labels.cache.npy").rename(copied / split / "labels.cache")
+    distill(copied, tmp_path / "out", tiny(student="yolo11n-seg"), progress=False)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("formats", [("coco",), ("yolo-detection", "coco")])
+def test_ultralytics_is_not_trained_on_nothing(tmp_path, formats):
+    dataset = labelled(tmp_path, 8, test_share=0.0, formats=formats)
+    with pytest.raises(LabelingError, match=r"Expected polygons, which ultralytics learns.*'yolo' among the formats"):
+        distill(dataset, tmp_path / "out", tiny(student="yolo11n-seg"), progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_rf_detr(dataset, tmp_path):
@@ -286,6 +314,9 @@ def test_a_run_is_repeated(distilled, dataset, tmp_path, capsys):
     assert main(asked) == 0
     assert json.loads((output / "run.json").read_text())["settings"]["batch_size"] == 2
     assert main(["distill", "--from-run", str(distilled)]) == 1
+    (output / "run.json").write_text(json.dumps({"format": distillation_module.FORMAT, "settings": {"weights": None}}))
+    assert main(["distill", "--from-run", str(output), "--output", str(tmp_path / "no")]) == 1
+    assert "Expected a whole run.json" in capsys.readouterr().err
     assert main(["distill", "--from-run", str(dataset / "run.json"), "--output", str(output)]) == 1
     assert "of an earlier distillation" in capsys.readouterr().err
 
@@ -301,7 +332,33 @@ def test_the_teacher_is_timed(dataset, tmp_path, oracle, caplog):
 
     result = distill(dataset, tmp_path / "other", tiny(), teacher=missing, progress=False)
     assert result.results.teacher_ms is None
-    assert "not timed: Expected a checkpoint" in caplog.text
+    assert "not timed: CheckpointError: Expected a checkpoint" in caplog.text
+
+
+def test_memory_that_ends_is_said_with_the_cure(dataset, tmp_path, oracle, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(Oracle, "train", full)
+    with pytest.raises(OutOfMemoryError, match=r"2 GiB\. Use a smaller batch size \(--batch-size\)"):
+        distill(dataset, tmp_path / "out", tiny(), progress=False)
+
+
+def test_ctrl_c_does_not_promise_to_go_on(dataset, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MaskRCNNStudent, "train", interrupted)
+    asked = ["distill", str(dataset), "--student", "mask-rcnn", "--output", str(tmp_path / "out"), "--overwrite"]
+    assert main([*asked, "--device", "cpu"]) == 130
+    assert "Stopped. A training does not go on" in capsys.readouterr().err
+
+
+def test_the_output_is_beside_the_dataset(dataset, tmp_path, monkeypatch, oracle):
+    copied = Path(shutil.copytree(dataset, tmp_path / "labels"))
+    monkeypatch.chdir(copied)
+    assert main(["distill", ".", "--student", "mask-rcnn", "--quiet", "--no-teacher"]) == 0
+    assert (tmp_path / "labels_mask-rcnn" / "report.md").read_text().startswith("# mask-rcnn from labels\n")
 
 
 def test_a_failed_export_loses_nothing(dataset, tmp_path, oracle, caplog):
@@ -321,7 +378,30 @@ def test_the_truth_is_a_measure_of_its_own(dataset, tmp_path, oracle):
     assert report["against_labels"]["AP"] == pytest.approx(1)
     assert report["against_truth"]["AP"] == pytest.approx(1)
     assert read_distillation(tmp_path / "out")[1] == truth
+    assert report["labels_against_truth"]["AP"] == pytest.approx(1)
     assert "| gray square | - | - |" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"images": [], "annotations": [], "categories": []}'])
+def test_a_wrong_truth_is_noticed_before_the_training(copied, tmp_path, content):
+    truth = tmp_path / "truth.json"
+    if content is not None:
+        truth.write_text(content)
+    with pytest.raises(LabelingError):
+        distill(copied, tmp_path / "out", tiny(), ground_truth=truth, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_needed_is_not_replaced(distilled, dataset, tmp_path, oracle):
+    """The output may not hold the weights, the truth or the dataset, whatever is asked for."""
+    output = Path(shutil.copytree(distilled, tmp_path / "out"))
+    weights = output / "best.pt"
+    with pytest.raises(OutputFolderError, match="apart from"):
+        distill(dataset, output, tiny(weights=weights), overwrite=True, progress=False)
+    assert weights.exists()
+    (output / "thesis.txt").touch()
+    distill(dataset, output, tiny(), overwrite=True, progress=False)
+    assert (output / "thesis.txt").exists()
 
 
 def test_an_earlier_distillation_is_replaced_when_asked(dataset, tmp_path, oracle):
@@ -406,7 +486,8 @@ def test_datasets_that_cannot_be_learned_from(copied, tmp_path, spoil, error, me
         ({"image_size": 8}, "image_size to be at least 32, received 8"),
         ({"export": "tflite"}, "Expected export to be one of"),
         ({"weights": Path("no such file.pt")}, "Expected weights of a Mask R-CNN trained here"),
-        ({"student": "yolo11n-seg", "weights": Path("no such file.pt")}, "which is no file"),
+        ({"student": "yolo11n-seg", "weights": Path("no such file.pt")}, "Expected weights of yolo11n-seg, a .pt of"),
+        ({"student": "yolo11n-seg", "device": "cuda:77"}, "cuda:77"),
         ({"student": "yolo99n-seg"}, "Expected a model that ultralytics can build"),
         ({"device": "cuda:77"}, "cuda:77"),
     ],
@@ -428,8 +509,18 @@ def test_what_is_not_installed_is_said_with_the_pip_line(copied, tmp_path, monke
 
 
 def test_other_weights_do_not_fit(distilled, dataset, tmp_path):
-    with pytest.raises(CheckpointError, match=r"Expected weights for.*image_size=96"):
-        distill(dataset, tmp_path / "out", tiny(weights=distilled / "best.pt", image_size=96), progress=False)
+    weights = distilled / "best.pt"
+    with pytest.raises(CheckpointError, match="Expected weights for images of 96 pixels, received some for 64"):
+        distill(dataset, tmp_path / "out", tiny(weights=weights, image_size=96), progress=False)
+    other = labelled(tmp_path, 8, classes=("disc", "square"), test_share=0.0)
+    with pytest.raises(CheckpointError, match="Expected weights for the classes disc, square, received some for white"):
+        distill(other, tmp_path / "out", tiny(weights=weights), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_bring_their_image_size(distilled, dataset):
+    student = MaskRCNNStudent(weights=distilled / "best.pt", device="cpu")
+    student.check(TrainingData(dataset, needs_masks=True), None)
 
 
 def test_folders_that_are_not_ours_stay(copied, tmp_path):
@@ -496,6 +587,20 @@ def test_an_installed_target_model_is_a_student(dataset, tmp_path, plugin, capsy
         distill(dataset, tmp_path / "no", DistillSettings("fake-one", device="cpu"), progress=False)
 
 
+def test_a_target_model_may_choose_its_device_or_give_what_ultralytics_gives(dataset, tmp_path, plugin):
+    source = FAKE.replace("epochs=300", 'epochs=300, device="cpu"').replace("self.trained =", "self.device = device #")
+    # One box of the first class, as a tensor (1, 6).
+    given = (
+        "Results(np.zeros((9, 9, 3), np.uint8), 'a.jpg', {0: 'white disc'}, boxes=__import__('torch').ones(1, 6) * 0)"
+    )
+    imported = "from ultralytics.engine.results import Results"
+    source = source.replace("return sv.Detections(", f"{imported}; return [{given}] #")
+    plugin("fake_three", source)
+    result = distill(dataset, tmp_path / "out", DistillSettings("fake-three", device="cuda:1"), progress=False)
+    assert result.student._model.device == "cuda:1"
+    assert len(result.results.judged.records[0]["annotations"]) == 1
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -504,6 +609,8 @@ def test_an_installed_target_model_is_a_student(dataset, tmp_path, plugin, capsy
         (FAKE + "class Second(Fake): pass\n", "Expected one target model.*received Fake, Second"),
         (FAKE.replace("self.model = model", "raise OSError('no disk')"), "to build the student.*no disk.*--weights"),
         (FAKE.replace("self.trained =", "raise RuntimeError('no GPU') #"), "failed: RuntimeError: no GPU"),
+        (FAKE.replace("return sv.Detections(", "return dict("), "failed: TypeError: expected supervision's Detections"),
+        (FAKE.replace("confidence=np.array([0.5]), ", ""), "Expected classes and confidences"),
     ],
 )
 def test_target_models_that_fail(dataset, tmp_path, plugin, source, message):

@@ -50,10 +50,16 @@ class Repeat:
             changes: Keywords of the constructor that replace those of the run.
 
         Raises:
-            What its constructor raises; a `SettingError` for keywords that it does not have.
+            SettingError: It is no model of this package, or has no such keyword.
+            Whatever its constructor raises.
         """
         from autodistill_sam3 import base_models
 
+        if self.model not in base_models.__all__:
+            known = ", ".join(base_models.__all__)
+            raise SettingError(
+                f"Expected a run of {known}, received one of {self.model}, which has to be built by hand"
+            )
         family: type[LabelingModel] = getattr(base_models, self.model)
         build = family if has_weights else family.without_weights
         try:
@@ -67,8 +73,11 @@ class Repeat:
         return model
 
 
-def as_repeat(model: LabelingModel, plan: LabelingPlan) -> dict[str, Any]:
-    """What `run.json` keeps for :func:`read_repeat`, as JSON values."""
+def as_repeat(model: LabelingModel, plan: LabelingPlan) -> dict[str, Any] | None:
+    """What `run.json` keeps for :func:`read_repeat`, as JSON values; None for a model of somebody's own."""
+    if type(model).__module__.rpartition(".")[0] != __name__.rpartition(".")[0]:
+        # Nobody knows what its constructor takes.
+        return None
     ontology, keywords = constructor_keywords(model)
     names = ("extension", "recursive", "limit", "batch_size", "group_near_duplicates", "record_confidence")
     return {

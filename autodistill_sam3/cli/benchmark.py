@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     _add_model_flags(parser.add_argument_group("model"))
     _add_work_flags(parser.add_argument_group("work"))
     add_verbosity(parser)
-    parser.set_defaults(run=_benchmark, after_stop=" The same command goes on where this one was.")
+    parser.set_defaults(run=_benchmark, goes_on=True, after_stop=" The same command goes on where this one was.")
 
 
 def _add_model_flags(model: argparse._ArgumentGroup) -> None:

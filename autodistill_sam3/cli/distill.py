@@ -47,6 +47,7 @@ def _add_training_flags(student: argparse._ArgumentGroup) -> None:
 
 
 def _distill(options: argparse.Namespace) -> None:
+    from autodistill_sam3.labeling import beside
     from autodistill_sam3.students import STUDENTS, DistillSettings, distill, format_results, read_distillation
 
     asked: dict[str, Any] = {}
@@ -61,7 +62,7 @@ def _distill(options: argparse.Namespace) -> None:
     if "student" not in asked:
         raise SettingError(f"Expected --student NAME, such as {', '.join(STUDENTS)}; received none")
     settings = DistillSettings(**asked)
-    output = options.output or options.dataset.with_name(f"{options.dataset.resolve().name}_{settings.student}")
+    output = options.output or beside(options.dataset, f"_{settings.student}")
     distilled = distill(
         options.dataset,
         output,

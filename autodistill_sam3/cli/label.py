@@ -49,7 +49,7 @@ def _add_label(commands: Any) -> None:
     upload.add_argument("--human-in-the-loop", action="store_true", help="upload the dataset afterwards")
     upload.add_argument("--roboflow-project", metavar="NAME")
     upload.add_argument("--roboflow-tags", nargs="+", metavar="TAG")
-    parser.set_defaults(run=_label, after_stop=" The same command goes on where this one was.")
+    parser.set_defaults(run=_label, goes_on=True, after_stop=" The same command goes on where this one was.")
 
 
 def _add_input_flags(images: argparse._ArgumentGroup) -> None:
@@ -99,7 +99,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from autodistill_sam3.labeling import default_output
+    from autodistill_sam3.labeling import beside, default_output
 
     if options.quiet:
         options.progress = False
@@ -111,14 +111,15 @@ def _label(options: argparse.Namespace) -> None:
     if repeat is not None:
         options.input_folder = options.input_folder or repeat.source
         # The folder itself would go on where it is.
-        options.output_folder = options.output_folder or str(_folder_of(options.from_run)) + _REPEATED
+        options.output_folder = options.output_folder or str(beside(_folder_of(options.from_run), _REPEATED))
         keywords = dict(repeat.label)
     if options.input_folder is None:
         raise SettingError("Expected IMAGES, --category NAME or --from-run RUN, which say what to label; received none")
     # Workers load the weights, each on its own device.
     model = build_model(options, category, repeat, has_weights=options.gpus is None and options.engine != "ray")
     # A flag that only switches something on is False where it is not used.
-    used = {name: value for name, value in given(options, _LABEL_KEYWORDS).items() if value or name not in keywords}
+    flags = given(options, _LABEL_KEYWORDS)
+    used = {name: value for name, value in flags.items() if value is not False or name not in keywords}
     dataset = model.label(options.input_folder, **keywords | used)
     folder = options.output_folder or default_output(Path(options.input_folder))
     say(options, f"{len(dataset)} images in {folder}")

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         # With --overwrite the same command would start anew.
-        step = " The same command without --overwrite goes on." if getattr(options, "overwrite", False) else ""
+        begins_anew = getattr(options, "overwrite", False) and getattr(options, "goes_on", False)
+        step = " The same command without --overwrite goes on." if begins_anew else ""
         print(f"Stopped.{step or options.after_stop}", file=sys.stderr)
         return 130
     finally:

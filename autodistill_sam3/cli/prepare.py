@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--plot", action="store_true", help="write review/: a page and sheets before and after")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run's dataset")
     add_verbosity(parser)
-    parser.set_defaults(run=_preprocess, after_stop=" The same command goes on where this one was.")
+    parser.set_defaults(run=_preprocess, goes_on=True, after_stop=" The same command goes on where this one was.")
 
 
 def _add_item_flags(items: argparse._ArgumentGroup) -> None:
@@ -49,6 +49,7 @@ def _add_choice_flags(choice: argparse._ArgumentGroup) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
+    from autodistill_sam3.labeling import beside
     from autodistill_sam3.preparation import format_preparation, prepare_dataset
 
     category = chosen_category(options)
@@ -59,14 +60,9 @@ def _preprocess(options: argparse.Namespace) -> None:
         raise SettingError("Expected DATASET, or --category NAME, whose dataset is taken; received neither")
     base = {} if category is None or category.recipe is None else category.recipe.as_json()
     recipe = Recipe.from_mapping(base | given(options, _RECIPE_KEYWORDS))
-    output = options.output or _default_output(dataset)
+    output = options.output or beside(dataset, "_prepared")
     report = prepare_dataset(
         dataset, output, recipe, plot=options.plot, overwrite=options.overwrite, progress=not options.quiet
     )
     say(options, format_preparation(report))
     say(options, f"\nwritten to {output}")
-
-
-def _default_output(dataset: Path) -> Path:
-    named = dataset if dataset.name not in ("", "..") else dataset.resolve()
-    return named.with_name(f"{named.name}_prepared")

@@ -2,7 +2,7 @@
 
 from autodistill_sam3.labeling.folder import read_run
 from autodistill_sam3.labeling.formats import FORMATS, check_formats
-from autodistill_sam3.labeling.inputs import ImagesInput, default_output, find_images, has_at_least
+from autodistill_sam3.labeling.inputs import ImagesInput, beside, default_output, find_images, has_at_least
 from autodistill_sam3.labeling.plan import LabelingPlan
 from autodistill_sam3.labeling.run import label_images
 from autodistill_sam3.labeling.split import SplitRule
@@ -12,6 +12,7 @@ __all__ = [
     "ImagesInput",
     "LabelingPlan",
     "SplitRule",
+    "beside",
     "check_formats",
     "default_output",
     "find_images",

@@ -92,8 +92,18 @@ def default_output(source: ImagesInput) -> Path:
     if not isinstance(source, (str, Path)):
         raise SettingError("Expected output_folder with a list of images, received none. Say where to write.")
     place = _fixed_part(str(source)) if _is_pattern(source) else Path(source)
-    named = place if place.name not in ("", "..") else place.resolve()
-    return named.with_name(f"{named.stem if named.is_file() else named.name}_labeled")
+    return beside(place.with_suffix("") if place.is_file() else place, "_labeled")
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """The place beside a folder that has its name and a suffix.
+
+    Example:
+        >>> beside(Path("datasets/photos"), "_prepared").as_posix()
+        'datasets/photos_prepared'
+    """
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(named.name + suffix)
 
 
 def _listed(source: ImagesInput, recursive: bool, is_image: Callable[[str], bool]) -> Iterable[SourceImage]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from autodistill_sam3.errors import InputFolderError, LabelingError
 from autodistill_sam3.exchange.dataset import DatasetImage, DatasetObject, LabelledFolder
 from autodistill_sam3.labeling.records import Split
-from autodistill_sam3.layout import DATA_YAML, SHARDS
+from autodistill_sam3.layout import COCO, DATA_YAML, SHARDS
 
 _CURE = "Label more images, or lower the thresholds."
 
@@ -40,11 +41,7 @@ class TrainingData:
             raise InputFolderError(f"Expected {DATA_YAML} in the labelled folder, received none in {folder}")
         self.classes = tuple(self._labels.classes)
         self.counts: dict[Split, tuple[int, int]] = {}
-        boxes = 0
-        for split in self._labels.images:
-            objects = [item for _, found in self.objects(split) for item in found]
-            self.counts[split] = len(self._labels.images[split]), len(objects)
-            boxes += sum(item.segmentation is None for item in objects)
+        boxes = self._count()
         self.held_out: Split = "test" if self.counts.get("test", (0, 0))[0] else "valid"
         self._check()
         if boxes and needs_masks:
@@ -58,6 +55,15 @@ class TrainingData:
         """What target models of autodistill are given."""
         return (self.folder / DATA_YAML).resolve()
 
+    @property
+    def sha256(self) -> str:
+        """Of its labels."""
+        digest = hashlib.sha256()
+        for split in self.counts:
+            with (self.folder / split / COCO).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
     def objects(self, split: Split) -> Iterator[tuple[DatasetImage, list[DatasetObject]]]:
         """Each image of a split with its objects."""
         return self._labels.objects(split)
@@ -69,6 +75,17 @@ class TrainingData:
     def path(self, image: DatasetImage) -> Path:
         """Where an image is."""
         return self.folder / image.path
+
+    def _count(self) -> int:
+        """Fill `counts`; how many objects have no mask."""
+        boxes = 0
+        for split, images in self._labels.images.items():
+            count = 0
+            for _, objects in self.objects(split):
+                count += len(objects)
+                boxes += sum(item.segmentation is None for item in objects)
+            self.counts[split] = len(images), count
+        return boxes
 
     def _check(self) -> None:
         uses: dict[Split, str] = {"train": "learn from", "valid": "choose weights by", self.held_out: "be judged by"}

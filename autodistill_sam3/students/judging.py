@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -24,7 +24,7 @@ Predict: TypeAlias = Callable[[Path, float], sv.Detections]
 
 # Average precision counts finds of any confidence; below this they are many and change nothing.
 LEAST_CONFIDENCE = 0.01
-_WARM_UP = 3
+_WARM_UP, _TIMED = 3, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,10 @@ class Judged:
     Attributes:
         evaluation: Against the labels.
         records: What it found in each image.
-        ms_per_image: Median, one image at a time, from the file to the detections.
     """
 
     evaluation: Evaluation
     records: list[ImageRecord]
-    ms_per_image: float
 
 
 def judge(predict: Predict, data: TrainingData, split: Split, answers: Path, *, progress: bool = True) -> Judged:
@@ -55,34 +53,21 @@ def judge(predict: Predict, data: TrainingData, split: Split, answers: Path, *, 
     Raises:
         LabelingError: Answers and labels cannot be compared.
     """
-    images = data.images(split)
-    for image in images[:_WARM_UP]:
-        predict(data.path(image), LEAST_CONFIDENCE)
-    records, seconds = [], []
-    for image in tqdm(images, desc="Judging", unit="image", disable=not progress):
-        begun = time.perf_counter()
-        detections = predict(data.path(image), LEAST_CONFIDENCE)
-        seconds.append(time.perf_counter() - begun)
-        records.append(_record(image, detections))
+    images = tqdm(data.images(split), desc="Judging", unit="image", disable=not progress)
+    records = [_record(image, predict(data.path(image), LEAST_CONFIDENCE)) for image in images]
     with replacing(answers, "w") as file:
         write_coco(file, records, data.classes)
-    evaluation = evaluate_dataset(answers, data.folder / split / COCO)
-    return Judged(evaluation, records, 1000 * float(np.median(seconds)))
+    return Judged(evaluate_dataset(answers, data.folder / split / COCO), records)
 
 
-def time_teacher(predict: Callable[[Path], object], data: TrainingData, split: Split, count: int) -> float:
-    """Median milliseconds of an image, one at a time as the student's are."""
-    paths = [data.path(image) for image in data.images(split)]
+def milliseconds(predict: Callable[[Path], object], paths: Sequence[Path]) -> float:
+    """Median time of an image, one at a time, from the file to the detections; some are asked for untimed before."""
     seconds = []
-    for path in _repeated(paths, _WARM_UP + count):
+    for path in (paths[index % len(paths)] for index in range(_WARM_UP + _TIMED)):
         begun = time.perf_counter()
         predict(path)
         seconds.append(time.perf_counter() - begun)
     return 1000 * float(np.median(seconds[_WARM_UP:]))
-
-
-def _repeated(paths: list[Path], count: int) -> Iterator[Path]:
-    return (paths[index % len(paths)] for index in range(count))
 
 
 def _record(image: DatasetImage, detections: sv.Detections) -> ImageRecord:

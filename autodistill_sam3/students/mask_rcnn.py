@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,12 @@ from autodistill_sam3.images import load_image
 from autodistill_sam3.rle import rle_to_mask
 from autodistill_sam3.students.data import TrainingData
 from autodistill_sam3.students.judging import LEAST_CONFIDENCE, judge
-from autodistill_sam3.students.packages import quiet_export, require
-from autodistill_sam3.students.student import (
-    DEFAULT_EPOCHS,
-    DEFAULT_SEED,
-    Student,
-    Trained,
-)
+from autodistill_sam3.students.packages import quiet_export
+from autodistill_sam3.students.student import DEFAULT_EPOCHS, DEFAULT_SEED, Student, Trained
 from autodistill_sam3.whole_files import replacing
 
 _BATCH_SIZE, _IMAGE_SIZE = 8, 640
-_LEARNING_RATE = 1e-3
+_LEARNING_RATE = 5e-4
 _WEIGHT_DECAY = 1e-4
 _LARGEST_GRADIENT = 5.0
 # Of images of that size; others have them in proportion.
@@ -41,8 +37,10 @@ _ANCHOR_SIDES = (32, 64, 128, 256)
 # Of MobileNetV3's layers, the last with strides 8, 16 and 32, and their channels.
 _LAYERS = {"6": 40, "12": 112, "16": 960}
 _WIDTH, _HIDDEN, _ROI = 128, 512, 7
-# Per image, to learn classes from.
-_PROPOSALS = 64
+# Per image, to learn classes from, and how many of them at most are objects.
+_PROPOSALS, _OBJECTS_SHARE = 64, 0.5
+# Networks that are trained for hours are slow to believe a batch; here there are a few hundred of them.
+_NORM_MOMENTUM = 0.1
 _MASK_THRESHOLD = 0.5
 # Judging takes longer than an epoch where images are few.
 _EPOCHS_BETWEEN_JUDGEMENTS = 5
@@ -89,47 +87,54 @@ class MaskRCNNStudent(Student):
     ) -> Trained:
         """See `Student.train`: AdamW, one cycle of the learning rate, mirrored images."""
         data = TrainingData(Path(dataset_yaml).parent, needs_masks=True)
+        self.check(data, image_size)
         torch.manual_seed(seed)
-        self._take_shape(_Shape(data.classes, image_size or _IMAGE_SIZE))
-        place = Path(output)
-        place.mkdir(parents=True, exist_ok=True)
+        self._take_shape(self._shape_for(data, image_size))
+        best = Path(output) / "best.pt"
+        best.parent.mkdir(parents=True, exist_ok=True)
         batches = _Batches(data, batch_size or _BATCH_SIZE, seed, self._device)
-        optimizer = torch.optim.AdamW(self._model.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=epochs * len(batches))
-        history, best = [], -1.0
-        for epoch in tqdm(range(1, epochs + 1), desc="Training", unit="epoch", disable=not progress):
-            row = {"epoch": float(epoch), "train/loss": self._train_epoch(batches, optimizer, schedule)}
-            if epoch % _EPOCHS_BETWEEN_JUDGEMENTS == 0 or epoch == epochs:
-                row |= self._judge(data)
-                if row["valid/mask AP"] >= best:
-                    best = row["valid/mask AP"]
-                    self._save(place / "best.pt")
-            history.append(row)
-        self._load(place / "best.pt")
-        return Trained(place / "best.pt", tuple(history))
+        history = tuple(self._train(data, batches, epochs, best, progress))
+        self._load(best)
+        return Trained(best, history)
+
+    def check(self, data: TrainingData, image_size: int | None) -> None:
+        """See `Student.check`."""
+        wanted = self._shape_for(data, image_size)
+        if self._shape is None or self._shape == wanted:
+            return
+        if self._shape.classes != wanted.classes:
+            raise CheckpointError(
+                f"Expected weights for the classes {', '.join(wanted.classes)}, received some for "
+                f"{', '.join(self._shape.classes)}. Begin without weights."
+            )
+        raise CheckpointError(
+            f"Expected weights for images of {wanted.image_size} pixels, received some for {self._shape.image_size}. "
+            "Leave the image size out."
+        )
 
     def predict(self, input: Any, confidence: float = 0.5) -> sv.Detections:
         """See `Student.predict`."""
         shape, model = self._trained()
         pixels = _as_tensor(load_image(input)).to(self._device)
         model.train(False)
+        # So that no masks are made of what is left out.
+        model.roi_heads.score_thresh = confidence
         with torch.inference_mode():
             [found] = model([pixels])
-        keep = found["scores"] >= confidence
-        class_id = found["labels"][keep].cpu().numpy() - 1
+        class_id = found["labels"].cpu().numpy() - 1
         return sv.Detections(
-            xyxy=found["boxes"][keep].cpu().numpy(),
-            mask=(found["masks"][keep, 0] > _MASK_THRESHOLD).cpu().numpy(),
-            confidence=found["scores"][keep].cpu().numpy(),
+            xyxy=found["boxes"].cpu().numpy(),
+            mask=(found["masks"][:, 0] > _MASK_THRESHOLD).cpu().numpy(),
+            confidence=found["scores"].cpu().numpy(),
             class_id=class_id,
             data={"class_name": np.array(shape.classes, dtype=np.str_)[class_id]},
         )
 
     def export_onnx(self, path: Path) -> None:
         """See `Student.export_onnx`: one RGB image (3, H, W) of 0..1 in; boxes, labels from 1, scores, masks out."""
-        require("onnx", "onnx")
         shape, model = self._trained()
         model.train(False)
+        model.roi_heads.score_thresh = LEAST_CONFIDENCE
         pixels = torch.rand(3, shape.image_size, shape.image_size, device=self._device)
         names = ["boxes", "labels", "scores", "masks"]
         with quiet_export():
@@ -138,6 +143,22 @@ class MaskRCNNStudent(Student):
                 model, ([pixels],), str(path), input_names=["image"], output_names=names, dynamo=False,
                 dynamic_axes={"image": {1: "height", 2: "width"}} | {name: {0: "objects"} for name in names},
             )  # fmt: skip
+
+    def _train(
+        self, data: TrainingData, batches: _Batches, epochs: int, best: Path, progress: bool
+    ) -> Iterator[dict[str, float]]:
+        """Train, and save the weights that do best; what was measured, epoch by epoch."""
+        optimizer = torch.optim.AdamW(self._model.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=epochs * len(batches))
+        highest = -1.0
+        for epoch in tqdm(range(1, epochs + 1), desc="Training", unit="epoch", disable=not progress):
+            row = {"epoch": float(epoch), "train/loss": self._train_epoch(batches, optimizer, schedule)}
+            if epoch % _EPOCHS_BETWEEN_JUDGEMENTS == 0 or epoch == epochs:
+                row |= self._judge(data)
+                if row["valid/mask AP"] >= highest:
+                    highest = row["valid/mask AP"]
+                    self._save(best)
+            yield row
 
     def _train_epoch(self, batches: _Batches, optimizer: Any, schedule: Any) -> float:
         self._model.train(True)
@@ -163,13 +184,14 @@ class MaskRCNNStudent(Student):
             raise CheckpointError("Expected a trained Mask R-CNN, received one without weights. Train it first.")
         return self._shape, self._model
 
+    def _shape_for(self, data: TrainingData, image_size: int | None) -> _Shape:
+        own = _IMAGE_SIZE if self._shape is None else self._shape.image_size
+        return _Shape(data.classes, image_size or own)
+
     def _take_shape(self, shape: _Shape) -> None:
-        """Weights that were loaded stay if they are of this shape."""
-        if self._shape == shape:
-            return
-        if self._shape is not None:
-            raise CheckpointError(f"Expected weights for {shape}, received some for {self._shape}")
-        self._shape, self._model = shape, _build(shape).to(self._device)
+        """Weights that were loaded stay."""
+        if self._shape is None:
+            self._shape, self._model = shape, _build(shape).to(self._device)
 
     def _save(self, path: Path) -> None:
         assert self._shape is not None
@@ -241,17 +263,16 @@ def _build(shape: _Shape) -> Any:
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-    backbone = BackboneWithFPN(
-        mobilenet_v3_large(weights=None).features, {layer: str(index) for index, layer in enumerate(_LAYERS)},
-        list(_LAYERS.values()), _WIDTH,
-    )  # fmt: skip
+    features = mobilenet_v3_large(weights=None, norm_layer=partial(nn.BatchNorm2d, momentum=_NORM_MOMENTUM)).features
+    returned = {layer: str(index) for index, layer in enumerate(_LAYERS)}
+    backbone = BackboneWithFPN(features, returned, list(_LAYERS.values()), _WIDTH)
     sides = tuple((side * shape.image_size / _IMAGE_SIZE,) for side in _ANCHOR_SIDES)
     classes, size = len(shape.classes) + 1, shape.image_size
     return MaskRCNN(
         backbone, min_size=size, max_size=size,
         rpn_anchor_generator=AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides)),
         rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=300, rpn_pre_nms_top_n_test=500,
-        rpn_post_nms_top_n_test=200, box_batch_size_per_image=_PROPOSALS,
+        rpn_post_nms_top_n_test=200, box_batch_size_per_image=_PROPOSALS, box_positive_fraction=_OBJECTS_SHARE,
         box_head=TwoMLPHead(_WIDTH * _ROI**2, _HIDDEN), box_predictor=FastRCNNPredictor(_HIDDEN, classes),
         mask_head=MaskRCNNHeads(_WIDTH, (_WIDTH,) * 4, dilation=1),
         mask_predictor=MaskRCNNPredictor(_WIDTH, _WIDTH, classes), box_score_thresh=LEAST_CONFIDENCE,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
-from functools import partial
 
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.students.plugins import Plugin, find_plugin
@@ -14,17 +12,15 @@ from autodistill_sam3.students.student import Student
 # One of each family, and what it is.
 STUDENTS = {
     "rf-detr-seg-nano": "RF-DETR Seg, also -small, -medium, -large, ... (Apache-2.0; the extra rfdetr)",
-    "yolo11n-seg": "ultralytics, any of its models that ends in -seg (AGPL-3.0; the extra ultralytics)",
+    "yolo11n-seg": "ultralytics, its models whose names end in -seg (AGPL-3.0; the extra ultralytics)",
     "mask-rcnn": "Mask R-CNN on MobileNetV3 by torchvision (BSD-3-Clause; no extra)",
 }
-_YOLO = re.compile(r"yolo(v?\d+)[a-z]+-seg")
+_YOLO = re.compile(r"yolo(v?\d+)[a-z]+-seg(-p6)?")
 _RF_DETR = re.compile(r"rf-detr-seg-(nano|small|medium|large|xlarge|2xlarge)")
 
-MakeStudent = Callable[..., Student]
 
-
-def find_student(name: str) -> MakeStudent:
-    """What builds a student of a name, given `weights` and `device`.
+def find_student(name: str) -> type[Student]:
+    """The class of a student, to be given its name, `weights` and `device`.
 
     Args:
         name: One of `STUDENTS` or their like, or of an installed target model, such as "yolov8" for the package
@@ -34,23 +30,9 @@ def find_student(name: str) -> MakeStudent:
         SettingError: There is none of that name; the message says which there are.
 
     Example:
-        >>> find_student("mask-rcnn").func.__name__
+        >>> find_student("mask-rcnn").__name__
         'MaskRCNNStudent'
     """
-    family = _family(name)
-    if family is not None:
-        return partial(family, name)
-    if find_plugin(name) is not None:
-        return partial(Plugin, name)
-    near = difflib.get_close_matches(name.lower(), STUDENTS, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise SettingError(
-        f"Expected a student such as {', '.join(STUDENTS)}, or the name of an installed target model of autodistill "
-        f"(`pip install autodistill-NAME`), received {name!r}.{guess}"
-    )
-
-
-def _family(name: str) -> type[Student] | None:
     if name == "mask-rcnn":
         from autodistill_sam3.students.mask_rcnn import MaskRCNNStudent
 
@@ -63,4 +45,11 @@ def _family(name: str) -> type[Student] | None:
         from autodistill_sam3.students.rf_detr import RFDETRStudent
 
         return RFDETRStudent
-    return None
+    if find_plugin(name) is not None:
+        return Plugin
+    near = difflib.get_close_matches(name.lower(), STUDENTS, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise SettingError(
+        f"Expected a student such as {', '.join(STUDENTS)}, or the name of an installed target model of autodistill "
+        f"(`pip install autodistill-NAME`), received {name!r}.{guess}"
+    )

@@ -27,6 +27,7 @@ from autodistill_sam3.whole_files import replacing
 
 CURVES_CSV, CURVES_PNG = "curves.csv", "curves.png"
 SHEET, REPORT, REPORT_JSON = "sheet.png", "report.md", "report.json"
+RESULT_FILES = (CURVES_CSV, CURVES_PNG, SHEET, REPORT, REPORT_JSON)
 # Images on the sheet, each twice.
 _SHEET_IMAGES = 8
 # What is drawn of the answers; average precision counts the others, too.
@@ -43,16 +44,20 @@ class Results:
         data: What it learned from.
         history: Per epoch what was measured.
         judged: Its answers on the held-out split, against the labels.
-        teacher_ms: Milliseconds of an image for the teacher; None if it could not be asked.
+        student_ms: Milliseconds of an image, one at a time.
+        teacher_ms: The same of the teacher; None if it could not be asked.
         true_evaluation: Its answers against the truth, if that was given.
+        labels_evaluation: The labels of these images against the truth: what the teacher reached.
     """
 
     settings: DistillSettings
     data: TrainingData
     history: tuple[Mapping[str, float], ...]
     judged: Judged
+    student_ms: float
     teacher_ms: float | None
-    true_evaluation: Evaluation | None
+    true_evaluation: Evaluation | None = None
+    labels_evaluation: Evaluation | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Numbers alone."""
@@ -65,7 +70,8 @@ class Results:
             "held_out": data.held_out,
             "against_labels": _precision(self.judged.evaluation),
             "against_truth": None if self.true_evaluation is None else _precision(self.true_evaluation),
-            "student_ms": self.judged.ms_per_image,
+            "labels_against_truth": None if self.labels_evaluation is None else _precision(self.labels_evaluation),
+            "student_ms": self.student_ms,
             "teacher_ms": self.teacher_ms,
         }
 
@@ -89,15 +95,19 @@ def write_results(output: Path, results: Results) -> list[Path]:
 def format_results(results: Results) -> str:
     """The report in Markdown."""
     content, data = results.as_json(), results.data
-    against = {"the labels": content["against_labels"], "the truth": content["against_truth"]}
+    against = {
+        "student, against the labels": content["against_labels"],
+        "student, against the truth": content["against_truth"],
+        "labels, against the truth": content["labels_against_truth"],
+    }
     kind = content["against_labels"]["kind"]
     lines = [
-        f"# {content['student']} from {data.folder.name}",
+        f"# {content['student']} from {data.folder.resolve().name}",
         "",
         f"{data.counts['train'][0]} images and {data.counts['train'][1]} objects to learn from, "
         f"{data.counts[data.held_out][0]} images of the {data.held_out} split to be judged by.",
         "",
-        f"| {kind} mAP against | {' | '.join(_SHOWN)} |",
+        f"| {kind} mAP | {' | '.join(_SHOWN)} |",
         f"|---|{'---|' * len(_SHOWN)}",
         *(_row(name, [values[shown] for shown in _SHOWN]) for name, values in against.items() if values is not None),
         "",

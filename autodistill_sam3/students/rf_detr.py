@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,6 @@ class RFDETRStudent(Student):
 
     def export_onnx(self, path: Path) -> None:
         """See `Student.export_onnx`."""
-        require("onnx", "onnx")
         with quiet_export():
             written = Path(self._model.export(output_dir=str(path.parent / _RUN), format="onnx", verbose=False))
         shutil.move(written, path)
@@ -121,7 +119,8 @@ def _history(results: Path) -> tuple[dict[str, float], ...]:
     epochs: dict[int, dict[str, float]] = {}
     with results.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            values = {name: float(value) for name, value in row.items() if value not in ("", None)}
-            epoch = int(values.pop("epoch", math.nan)) + 1
-            epochs.setdefault(epoch, {"epoch": float(epoch)}).update(values)
+            values = {name: float(value) for name, value in row.items() if value}
+            if "epoch" in values:
+                epoch = int(values.pop("epoch")) + 1
+                epochs.setdefault(epoch, {"epoch": float(epoch)}).update(values)
     return tuple(epochs[epoch] for epoch in sorted(epochs))

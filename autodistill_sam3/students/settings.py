@@ -23,7 +23,7 @@ class DistillSettings:
         image_size: Side in pixels of what it sees; None takes the student's own.
         batch_size: Images per step; None takes the student's own.
         seed: Of what is random.
-        weights: What it begins with; None is random weights.
+        weights: What it begins with; None is random weights. A plugin's constructor gets it as text.
         device: Such as "cuda:1"; None takes the best there is.
         export: Also write the network in this format.
 

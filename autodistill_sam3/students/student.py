@@ -6,10 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import supervision as sv
 from autodistill.detection import DetectionTargetModel
+
+from autodistill_sam3.students.data import TrainingData
 
 DEFAULT_EPOCHS = 100
 DEFAULT_SEED = 0
@@ -37,16 +39,29 @@ class Student(DetectionTargetModel):  # type: ignore[misc]  # autodistill is unt
             random weights, which takes far more images and epochs on photographs.
         device: Such as "cuda:1" or "cpu"; by default the best there is.
 
+    Attributes:
+        learns_masks: Whether boxes alone are not enough for it.
+        exports: Whether it can be exported.
+
     Raises:
         MissingPackageError: The family's package is not installed.
-        CheckpointError: The weights cannot be read.
+        CheckpointError: The weights cannot be read, or are of another model.
+        DeviceError: The device is not there.
     """
 
-    gives_masks = True
+    learns_masks: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
 
     def __init__(self, name: str, weights: Path | None = None, *, device: str | None = None) -> None:
         self.name = name
-        self.device = device
+
+    def check(self, data: TrainingData, image_size: int | None) -> None:
+        """Find out before anything is written whether it can learn this.
+
+        Raises:
+            LabelingError: The folder lacks what it reads.
+            CheckpointError: Its weights are for other classes or another size.
+        """
 
     @abstractmethod
     def train(
@@ -68,7 +83,7 @@ class Student(DetectionTargetModel):  # type: ignore[misc]  # autodistill is unt
             dataset_yaml: The folder's `data.yaml`.
             epochs: Passes over the images.
             output: Where weights go.
-            image_size: Side in pixels of what the student sees; by default the family's.
+            image_size: Side in pixels of what the student sees; by default the family's, or that of its weights.
             batch_size: Images per step; by default the family's.
             seed: Of what is random.
             progress: Show a progress bar.
@@ -93,8 +108,3 @@ class Student(DetectionTargetModel):  # type: ignore[misc]  # autodistill is unt
         Raises:
             MissingPackageError: A package that this takes is not installed.
         """
-
-    @classmethod
-    def trained(cls, name: str, trained: Trained, device: str | None) -> Self:
-        """The student with what a training left."""
-        return cls(name, trained.weights, device=device)

@@ -124,6 +124,7 @@ sys.exit(main(["convert", "--input", "shapes", "--format", "transformers", "--ou
 """
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files fails the write where a full disk would."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out")]

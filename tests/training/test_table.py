@@ -250,6 +250,7 @@ def measurement():
     return result
 
 
+@pytest.mark.slow
 def test_one_command_measures_everything(measurement):
     numbers = measurement.numbers
     assert (numbers.scenes, numbers.unseen_scenes) == (4, 1)
@@ -276,6 +277,7 @@ def test_the_table_has_every_row(measurement):
     assert f"{measurement.numbers.text.f1:.3f}" in first[2]
 
 
+@pytest.mark.slow
 def test_every_row_has_a_picture(measurement, tmp_path):
     paths = draw_pictures(measurement, tmp_path / "new")
     assert {path.stem for path in paths} == {

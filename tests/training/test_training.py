@@ -45,6 +45,7 @@ def steps_logged(folder):
         return [int(row["step"]) for row in csv.DictReader(file) if row["name"] == "core_loss"]
 
 
+@pytest.mark.slow
 def test_all_stages_train_and_resume(tmp_path):
     detector, boxes, florence2 = (tmp_path / name for name in ("detector", "boxes", "florence2"))
     main(["fit", "detector", "--output", str(detector), "--steps", "2", *FAST])

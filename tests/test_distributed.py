@@ -558,7 +558,7 @@ def test_recipes_build_the_same_model_again():
     from autodistill.detection.detection_base_model import NmsSetting
 
     from autodistill_sam3 import Florence2, GroundedSAM3, SegmentAnything3
-    from autodistill_sam3.base_models.launch import Recipe
+    from autodistill_sam3.base_models.launch import ModelRecipe
 
     ontology = CaptionOntology({"red circle": "ball", "star": "star"})
     limits = {"ball": 0.25}
@@ -570,5 +570,5 @@ def test_recipes_build_the_same_model_again():
         SegmentAnything3.without_weights(ontology, checkpoint="shapes", thresholds=limits, device="cpu"),
         Florence2.without_weights(ontology, checkpoint="shapes", confidence=0.2, device="cpu"),
     ):  # fmt: skip
-        recipe = Recipe.of(model, None, NmsSetting.NONE, has_settings=True)
+        recipe = ModelRecipe.of(model, None, NmsSetting.NONE, has_settings=True)
         assert recipe("cpu").settings == model._settings()

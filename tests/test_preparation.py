@@ -780,6 +780,34 @@ def test_the_command(dataset, capsys):
     assert "Expected DATASET" in capsys.readouterr().err
 
 
+def test_a_run_is_repeated(dataset, tmp_path, capsys):
+    first, again = tmp_path / "first", tmp_path / "again"
+    command = [
+        "preprocess",
+        str(dataset),
+        "--items",
+        "crops",
+        "--size",
+        "24",
+        "--drop-duplicates",
+        "--output",
+        str(first),
+    ]
+    assert main([*command, "--quiet"]) == 0
+    assert main(["preprocess", "--from-run", str(first / "run.json"), "--output", str(again), "--quiet"]) == 0
+    assert digest(again) == digest(first)
+    other = tmp_path / "other"
+    asked = ["preprocess", "--from-run", str(first), "--size", "16", "--output", str(other), "--quiet"]
+    assert main(asked) == 0
+    assert json.loads((other / "run.json").read_text())["settings"]["recipe"]["items"] == "crops"
+    assert json.loads((other / "run.json").read_text())["settings"]["recipe"]["size"] == 16
+    capsys.readouterr()
+    assert main(["preprocess", "--from-run", str(first)]) == 1
+    assert "Expected --output DIR with --from-run" in capsys.readouterr().err
+    assert main(["preprocess", "--from-run", str(dataset / "run.json"), "--output", str(other)]) == 1
+    assert "that `preprocess` wrote" in capsys.readouterr().err
+
+
 def test_every_setting_is_a_flag():
     parsed = vars(build_parser().parse_args(["preprocess", "dataset"]))
     # Without a flag the default is the recipe's.

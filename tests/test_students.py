@@ -305,7 +305,7 @@ def test_rf_detr(dataset, tmp_path):
     assert result.results.history[0]["epoch"] == 1
 
 
-def test_a_run_is_repeated(distilled, dataset, tmp_path, capsys):
+def test_a_run_is_repeated(distilled, dataset, tmp_path, oracle, capsys):
     folder, truth, settings = read_distillation(distilled / "run.json")
     assert (folder, truth) == (dataset, None)
     assert DistillSettings(**settings) == tiny(epochs=2, batch_size=2, export="onnx")

@@ -46,7 +46,7 @@ def constructor_keywords(model: LabelingModel) -> tuple[PromptPairs, dict[str, A
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """How to build a model again, in another process; it can be pickled.
 
     Attributes:
@@ -66,7 +66,7 @@ class Recipe:
     has_settings: bool
 
     @classmethod
-    def of(cls, model: LabelingModel, tile: int | None, nms: NmsSetting, *, has_settings: bool) -> Recipe:
+    def of(cls, model: LabelingModel, tile: int | None, nms: NmsSetting, *, has_settings: bool) -> ModelRecipe:
         """The recipe of a model, whose constructor's keywords are attributes of the same names."""
         ontology, keywords = constructor_keywords(model)
         return cls(type(model), ontology, keywords, tile, nms, has_settings)
@@ -126,9 +126,9 @@ class Launch:
         """Label images as the plan says."""
         devices = self._devices
         if isinstance(devices, RayWorkers):
-            return label_with_ray(plan, Recipe.of(model, tile, nms, has_settings=True), devices)
+            return label_with_ray(plan, ModelRecipe.of(model, tile, nms, has_settings=True), devices)
         if devices is not None:
-            return label_on_devices(plan, Recipe.of(model, tile, nms, has_settings=False), devices)
+            return label_on_devices(plan, ModelRecipe.of(model, tile, nms, has_settings=False), devices)
         labeler = model.labeler(tile, nms)
         if self.shard is not None:
             return label_shard(plan, parse_shard(self.shard), labeler)

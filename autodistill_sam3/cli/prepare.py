@@ -22,7 +22,9 @@ def add_commands(commands: Any) -> None:
         "dataset", metavar="DATASET", type=Path, nargs="?", help="the labelled folder (default: the category's output)"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="the new dataset (default: DATASET_prepared)")
-    parser.add_argument("--category", metavar="NAME", help="take its recipe; flags replace single settings")
+    whence = parser.add_mutually_exclusive_group()
+    whence.add_argument("--category", metavar="NAME", help="take its recipe; flags replace single settings")
+    whence.add_argument("--from-run", type=Path, metavar="RUN", help="as the run.json of a prepared dataset says")
     add_category_file(parser)
     _add_item_flags(parser.add_argument_group("items"))
     _add_choice_flags(parser.add_argument_group("what is left out"))
@@ -49,20 +51,33 @@ def _add_choice_flags(choice: argparse._ArgumentGroup) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
-    from autodistill_sam3.labeling import beside
     from autodistill_sam3.preparation import format_preparation, prepare_dataset
 
-    category = chosen_category(options)
-    dataset: Path | None = options.dataset
-    if dataset is None and category is not None:
-        dataset = category.output
-    if dataset is None:
-        raise SettingError("Expected DATASET, or --category NAME, whose dataset is taken; received neither")
-    base = {} if category is None or category.recipe is None else category.recipe.as_json()
+    dataset, base, output = _asked(options)
     recipe = Recipe.from_mapping(base | given(options, _RECIPE_KEYWORDS))
-    output = options.output or beside(dataset, "_prepared")
     report = prepare_dataset(
         dataset, output, recipe, plot=options.plot, overwrite=options.overwrite, progress=not options.quiet
     )
     say(options, format_preparation(report))
     say(options, f"\nwritten to {output}")
+
+
+def _asked(options: argparse.Namespace) -> tuple[Path, dict[str, Any], Path]:
+    """The dataset, the settings that flags replace, and the output."""
+    from autodistill_sam3.labeling import beside
+    from autodistill_sam3.preparation import read_preparation
+
+    category = chosen_category(options)
+    dataset: Path | None = options.dataset
+    base: dict[str, Any] = {}
+    if options.from_run is not None:
+        prepared, recipe = read_preparation(options.from_run)
+        dataset, base = dataset or prepared, recipe.as_json()
+        if options.output is None:
+            raise SettingError("Expected --output DIR with --from-run, received none. Choose a new folder.")
+    if category is not None:
+        dataset = dataset or category.output
+        base = {} if category.recipe is None else category.recipe.as_json()
+    if dataset is None:
+        raise SettingError("Expected DATASET, or --category NAME, whose dataset is taken; received neither")
+    return dataset, base, options.output or beside(dataset, "_prepared")

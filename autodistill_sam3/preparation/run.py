@@ -25,7 +25,7 @@ from autodistill_sam3.labeling.records import SPLITS, Split
 from autodistill_sam3.labeling.resume import PerImage
 from autodistill_sam3.labeling.versions import installed_versions
 from autodistill_sam3.labeling.writing import writing
-from autodistill_sam3.layout import COCO, DROPPED, JOURNAL, MEASURED, QUARANTINE
+from autodistill_sam3.layout import COCO, DROPPED, JOURNAL, MEASURED, QUARANTINE, RUN
 from autodistill_sam3.preparation.ahead import in_threads
 from autodistill_sam3.preparation.choose import Candidate, Choice, candidates, choose
 from autodistill_sam3.preparation.measure import MeasuredImage, Measurements, labels_digest, measure
@@ -90,6 +90,25 @@ def prepare_dataset(
             journal = remove_outdated(output, journal, {one.source: one for one in choice.kept}, preparing.per_image)
             preparing.write(journal, choice.kept, interruption)
         return PreparationReport.of(preparing.finish(journal, measured, choice, plot=plot))
+
+
+def read_preparation(path: Path) -> tuple[Path, Recipe]:
+    """What an earlier call of :func:`prepare_dataset` was asked to do.
+
+    Args:
+        path: The `run.json` of a prepared dataset, or its folder.
+
+    Returns:
+        The labelled folder and the recipe.
+
+    Raises:
+        SettingError: It is no prepared dataset's.
+    """
+    run = folder.read_run(path if path.is_dir() else path.parent)
+    settings = {} if run is None or (path.is_file() and path.name != RUN) else run.get("settings")
+    if not isinstance(settings, dict) or not {"prepared_from", "recipe"} <= settings.keys():
+        raise SettingError(f"Expected a {RUN} that `preprocess` wrote, received {path}")
+    return Path(settings["prepared_from"]), Recipe.from_mapping(settings["recipe"])
 
 
 @dataclass

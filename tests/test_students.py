@@ -252,9 +252,10 @@ def test_the_seed_decides(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_mask_rcnn_learns(tmp_path):
-    dataset = labelled(tmp_path, 40)
-    result = distill(dataset, tmp_path / "out", tiny(epochs=25, image_size=128), progress=False)
-    assert result.results.judged.evaluation.mask.average_precision["AP50"] > 0.9
+    dataset = labelled(tmp_path, 20)
+    result = distill(dataset, tmp_path / "out", tiny(epochs=12, batch_size=4), progress=False)
+    losses = [row["train/loss"] for row in result.results.history]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_ultralytics(dataset, tmp_path, capfd):

@@ -152,7 +152,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def _check_number(name: str, value: object, highest: float) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not 0 <= float(value) <= highest:  # type: ignore[arg-type]
+    if not is_number or not 0 <= float(value) <= highest:  # type: ignore[arg-type]  # only of numbers
         limit = "" if math.isinf(highest) else f" and at most {highest:g}"
         raise SettingError(f"Expected {name} to be a number, at least 0{limit}, received {value!r}")
 

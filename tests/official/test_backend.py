@@ -265,7 +265,15 @@ def test_a_checkpoint_of_nothing_but_nan_is_said(
         loaded.segment_boxes(encoded, [boxes_of(cases[0])])
 
 
-@pytest.mark.parametrize("prompt", ["a<|endoftext|>b", "<|endoftext|> " * 9])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param("<|endoftext|> red", marks=pytest.mark.slow),
+        pytest.param("<|startoftext|>", marks=pytest.mark.slow),
+        "a<|endoftext|>b",
+        "<|endoftext|> " * 9,
+    ],
+)
 def test_the_names_of_special_tokens_are_read_as_text(
     segmenter: TransformersSegmenter,
     official: narrow.NarrowOfficial,

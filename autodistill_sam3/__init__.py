@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         OutputFolderError,
         SettingError,
+        VideoError,
     )
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "OutputFolderError",
     "SegmentAnything3",
     "SettingError",
+    "VideoError",
 ]
 
 _BASE_MODELS = frozenset({"Florence2", "GroundedSAM3", "SegmentAnything3"})

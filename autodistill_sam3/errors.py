@@ -2,6 +2,7 @@
 
     AutodistillSAM3Error
     ├── ImageError              an input that cannot be read as an image          (also ValueError)
+    ├── VideoError              an input that cannot be read as a clip            (also ValueError)
     ├── OntologyError           no prompts, or prompts no model can take          (also ValueError)
     ├── SettingError            a keyword or flag out of its range                (also ValueError)
     ├── DeviceError             a device that this machine does not have          (also RuntimeError)
@@ -25,6 +26,10 @@ class AutodistillSAM3Error(Exception):
 
 class ImageError(AutodistillSAM3Error, ValueError):
     """An input cannot be read as an image."""
+
+
+class VideoError(AutodistillSAM3Error, ValueError):
+    """An input cannot be read as a clip, or has no frames."""
 
 
 class OntologyError(AutodistillSAM3Error, ValueError):

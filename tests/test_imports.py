@@ -16,7 +16,7 @@ ORDER = [
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",
     "thresholds", "recipe", "categories", "json_stream", "weights", "download", "devices", "grounding", "segmentation",
     "convert", "conflicts", "background", "fusion", "interpretation", "tiling", "evaluation", "labeling", "exchange",
-    "preparation", "distributed", "base_models", "students", "benchmark", "demo", "doctor", "cli",
+    "preparation", "distributed", "base_models", "video", "students", "benchmark", "demo", "doctor", "cli",
 ]  # fmt: skip
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
@@ -149,6 +149,7 @@ def test_public_surface():
         "OutOfMemoryError",
         "OutputFolderError",
         "SettingError",
+        "VideoError",
     }
     assert set(autodistill_sam3.__all__) == errors | {"Florence2", "GroundedSAM3", "SegmentAnything3"}
     for name in autodistill_sam3.__all__:

@@ -1,0 +1,1 @@
+"""Clips -> tracked instances, frame by frame, and datasets out of them."""

@@ -35,18 +35,28 @@ class TrackerFeatures:
 
 
 def tracker_features(model: Sam3VideoModel, vision: VisionFeatures) -> TrackerFeatures:
-    """The tracker's neck over ViT features that are already there."""
+    """What the mask decoder reads of images that nothing comes before."""
     tracker: Any = model.tracker_model
-    grid = tracker.prompt_encoder.image_embedding_size[0]
-    batch, _, width = vision.last_hidden_state.shape
-    hidden_states = vision.last_hidden_state.transpose(1, 2).reshape(batch, width, grid, grid)
-    fine, middle, coarse = (layer(hidden_states) for layer in model.tracker_neck.fpn_layers[:LEVELS])
-    fine, middle = tracker.mask_decoder.conv_s0(fine), tracker.mask_decoder.conv_s1(middle)
+    fine, middle, coarse = tracker_levels(model, vision)
     coarse = coarse + tracker.no_memory_embedding.reshape(1, -1, 1, 1)
     # The 8 bits of bf16 would move a coordinate of 1008 pixels by up to two.
     with full_precision(coarse.device):
         positions = tracker.get_image_wide_positional_embeddings()
     return TrackerFeatures(coarse, positions, (fine, middle))
+
+
+def tracker_levels(model: Sam3VideoModel, vision: VisionFeatures) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tracker's neck over ViT features that are already there.
+
+    Returns:
+        (B, C/8, 4g, 4g), (B, C/4, 2g, 2g) and (B, C, g, g).
+    """
+    tracker: Any = model.tracker_model
+    grid = tracker.prompt_encoder.image_embedding_size[0]
+    batch, _, width = vision.last_hidden_state.shape
+    hidden_states = vision.last_hidden_state.transpose(1, 2).reshape(batch, width, grid, grid)
+    fine, middle, coarse = (layer(hidden_states) for layer in model.tracker_neck.fpn_layers[:LEVELS])
+    return tracker.mask_decoder.conv_s0(fine), tracker.mask_decoder.conv_s1(middle), coarse
 
 
 def decode_boxes(

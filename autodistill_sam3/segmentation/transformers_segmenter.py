@@ -28,6 +28,7 @@ from autodistill_sam3.devices import (
     queue_of,
     select_device,
 )
+from autodistill_sam3.errors import CheckpointError
 from autodistill_sam3.images import RGBImage
 from autodistill_sam3.instances import Boxes, Instances
 from autodistill_sam3.queueing import one_ahead
@@ -42,7 +43,9 @@ from autodistill_sam3.segmentation.detector import (
     image_tokens,
 )
 from autodistill_sam3.segmentation.grouping import concatenate, group_by_image
+from autodistill_sam3.segmentation.logits import MaskLogits
 from autodistill_sam3.segmentation.mask_head import mask_logits
+from autodistill_sam3.segmentation.memory import MemoryTracker
 from autodistill_sam3.segmentation.segmenter import TextResult
 from autodistill_sam3.segmentation.vision import Faster, VisionFeatures, encode_images, plain, preprocess
 from autodistill_sam3.weights import clean_prompt, load_sam3, load_sam3_tokenizer, require_boxes
@@ -115,6 +118,7 @@ class TransformersSegmenter:
         self._faster: Faster = plain
         self._tokenizer = tokenizer
         self._image_size: int = self._model.config.detector_config.image_size
+        self.mask_side: int = self._model.config.low_res_mask_size
         self._texts: dict[str, Prompts] = {}
         if self.device.type == "cpu" and self._image_size >= _FULL_SIZE_PIXELS:
             logger.warning("Full-size SAM 3 on a CPU: expect tens of seconds per image; a GPU takes well under one.")
@@ -198,26 +202,81 @@ class TransformersSegmenter:
         found: list[list[Instances]] = [[] for _ in features.image_hw]
         for detected in passes:
             with aside(self.device, detected.mark):
-                queries, images, prompts = detected.queries, detected.images, detected.prompts
-                # All that is decided here, in one transfer.
-                scores = finite(torch.cat([queries.presence_logits.sigmoid()[:, None], queries.scores], dim=1))
-                presence[images, prompts], scores = scores[:, 0], scores[:, 1:]
-                keep = scores > thresholds[prompts, None]
-                with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
-                    logits = mask_logits(
-                        self._model.detector_model, features.vision, torch.from_numpy(images), queries,
-                        torch.from_numpy(keep), self._faster,
-                    )  # fmt: skip
-                owner = keep.nonzero()[0]
+                images, prompts, scores, logits = self._surviving(features, thresholds, detected, presence)
                 with gpu_stage("masks", self.device):
-                    for image, part in group_by_image(
-                        features.image_hw, "text", (images[owner], prompts[owner]), scores[keep], logits
-                    ):
+                    for image, part in group_by_image(features.image_hw, "text", (images, prompts), scores, logits):
                         found[image].append(part)
         return [
             TextResult(concatenate(parts, image_hw, "text"), presence[image])
             for image, (parts, image_hw) in enumerate(zip(found, features.image_hw, strict=True))
         ]
+
+    def _surviving(
+        self,
+        features: ImageFeatures,
+        thresholds: npt.NDArray[np.float32],
+        detected: _Pass,
+        presence: npt.NDArray[np.float32],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32], torch.Tensor]:
+        """Image, prompt, score and mask logits of the queries above their thresholds; fills in the presence."""
+        queries, images, prompts = detected.queries, detected.images, detected.prompts
+        # All that is decided here, in one transfer.
+        scores = finite(torch.cat([queries.presence_logits.sigmoid()[:, None], queries.scores], dim=1))
+        presence[images, prompts], scores = scores[:, 0], scores[:, 1:]
+        keep = scores > thresholds[prompts, None]
+        with gpu_stage("text heads", self.device), autocast(self.device, self._dtype):
+            logits = mask_logits(
+                self._model.detector_model, features.vision, torch.from_numpy(images), queries, torch.from_numpy(keep),
+                self._faster,
+            )  # fmt: skip
+        owner = keep.nonzero()[0]
+        return images[owner], prompts[owner], scores[keep], logits
+
+    @torch.inference_mode()
+    def detect(self, features: ImageFeatures, prompts: Sequence[str], min_scores: Sequence[float]) -> list[MaskLogits]:
+        """As :meth:`segment_text`, but the masks stay what the model says, for those who go on computing with them."""
+        check_thresholds(prompts, min_scores)
+        thresholds = np.array(min_scores, dtype=np.float32)
+        presence = np.zeros((len(features.image_hw), len(prompts)), dtype=np.float32)
+        found = [[MaskLogits.empty(self.mask_side, self.device)] for _ in features.image_hw]
+        for detected in self._detect_pairs(features, prompts):
+            images, own, scores, logits = self._surviving(features, thresholds, detected, presence)
+            for image in np.unique(images):
+                at = np.flatnonzero(images == image)
+                part = logits[torch.from_numpy(at).to(logits.device)].float()
+                found[image].append(MaskLogits(part, scores[at], own[at]))
+        return [MaskLogits.join(parts) for parts in found]
+
+    @torch.inference_mode()
+    def detect_boxes(self, features: ImageFeatures, boxes: Sequence[Boxes]) -> list[MaskLogits]:
+        """As :meth:`segment_boxes`, but the masks stay what the model says; boxes in which nothing is found stay in."""
+        require_boxes(self._model.tracker_model.no_memory_embedding is not None)
+        check_boxes(features.image_hw, boxes)
+        found: list[list[MaskLogits]] = [[] for _ in boxes]
+        for chunk, logits, iou in self._decode_boxes(features, boxes):
+            for image, part in enumerate(chunk):
+                scores = part.scores * finite(iou[image, : len(part)])
+                found[image].append(MaskLogits(logits[image, : len(part)], scores, part.prompt_index))
+        return [MaskLogits.join([MaskLogits.empty(self.mask_side, self.device), *parts]) for parts in found]
+
+    def tracker(self) -> MemoryTracker:
+        """The half of the model that tracks.
+
+        Raises:
+            CheckpointError: The checkpoint lacks it: that of a detector alone, or SAM 3.1's.
+        """
+        model = self._model.tracker_model
+        if model is None or getattr(model, "memory_attention", None) is None or model.no_memory_embedding is None:
+            raise CheckpointError(
+                "Expected a checkpoint with SAM 3's tracker and its memory, received one without: video needs sam3.pt "
+                "or a folder made from it."
+            )
+        return MemoryTracker(self._model, self.device, self._dtype)
+
+    @property
+    def config(self) -> Any:
+        """The checkpoint's `Sam3VideoConfig`."""
+        return self._model.config
 
     @torch.inference_mode()
     def segment_boxes(self, features: ImageFeatures, boxes: Sequence[Boxes]) -> list[Instances]:
@@ -326,4 +385,6 @@ def _computing_in_autocast(model: Any) -> list[torch.nn.Module | None]:
         detector.mask_decoder,
         model.tracker_neck,
         tracker.mask_decoder if tracker is not None else None,
+        getattr(tracker, "memory_attention", None),
+        getattr(tracker, "memory_encoder", None),
     ]

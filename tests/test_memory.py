@@ -1,0 +1,137 @@
+"""The tracker's memory against transformers' own video model, which works on one object at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autodistill_sam3.segmentation.memory import BOX_CORNERS, MemoryTracker, Recall
+from autodistill_sam3.segmentation.vision import encode_images
+from autodistill_sam3.weights import SAM3, find_checkpoint
+from autodistill_sam3.weights.sam3 import load_sam3
+
+FRAMES = 11
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The shapes checkpoint, with a memory in which nothing is zero."""
+    model = load_sam3(find_checkpoint(SAM3, "shapes"))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.tracker_model.named_parameters():
+        if not name.startswith(("mask_decoder", "prompt_encoder", "shared_image_embedding")):
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def vision(model):
+    pixels = torch.randn(FRAMES, 3, 240, 240, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        return encode_images(model.detector_model, pixels)
+
+
+class Session:
+    """Transformers' own, with the features of all frames."""
+
+    def __init__(self, model, vision):
+        from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoInferenceSession
+
+        self.tracker = model.tracker_model
+        self.session = Sam3TrackerVideoInferenceSession(
+            video=torch.zeros(FRAMES, 3, 1, 1),
+            video_height=240,
+            video_width=240,
+            dtype=torch.float32,
+            max_vision_features_cache_size=99,
+        )
+        self.session.obj_with_new_inputs = []
+        for frame in range(FRAMES):
+            one = type(vision)(vision.last_hidden_state[frame : frame + 1], vision.levels, vision.positions)
+            features, places = model.get_vision_features_for_tracker(one)
+            self.session.cache.cache_vision_features(frame, {"vision_feats": features, "vision_pos_embeds": places})
+
+    def ask(self, frame, reverse=False):
+        out = self.tracker(self.session, frame_idx=frame, reverse=reverse)
+        return out.pred_masks[:, 0], out.object_score_logits.flatten()
+
+    def add_mask(self, object_id, frame, mask):
+        index = self.session.obj_id_to_idx(object_id)
+        self.session.add_mask_inputs(index, frame, mask[None, None])
+        self.session.obj_with_new_inputs = [object_id]
+
+    def add_points(self, object_id, frame, points, labels):
+        index = self.session.obj_id_to_idx(object_id)
+        inputs = {"point_coords": points[None, None] * 240, "point_labels": labels[None, None]}
+        self.session.add_point_inputs(index, frame, inputs)
+        self.session.obj_with_new_inputs = [object_id]
+
+
+def recall(memories, conditioning, frame, sign=1):
+    """What an object that was asked in all frames remembers."""
+    spatial = [(0, memories[at].spatial) for at in conditioning]
+    back = [(age, memories.get(frame - sign * age)) for age in range(1, FRAMES)]
+    tracked = [(age, memory) for age, memory in back if memory and frame - sign * age not in conditioning]
+    spatial += [(age, memory.spatial) for age, memory in tracked if age <= 6]
+    pointers = [(sign * (frame - at), memories[at].pointer) for at in conditioning]
+    return Recall(tuple(spatial), tuple((*pointers, *((age, memory.pointer) for age, memory in tracked))))
+
+
+@torch.inference_mode()
+def test_tracking_equals_transformers_one_object_at_a_time(model, vision):
+    tracker, session = MemoryTracker(model, torch.device("cpu"), None), Session(model, vision)
+    maps = tracker.maps(vision)
+    masks = torch.zeros(2, 96, 96, dtype=torch.bool)
+    masks[0, 20:40, 30:60], masks[1, 50:90, 5:40] = True, True
+    # The first object begins with a mask, the second with a box one frame later.
+    session.add_mask(7, 0, masks[0])
+    expected, _ = session.ask(0)
+    decoded, large = tracker.from_masks(maps[0], masks[:1])
+    torch.testing.assert_close(decoded.logits, expected, atol=1e-4, rtol=1e-4)
+    first = {0: tracker.remember(maps[0], large, decoded.pointers, is_prompted=True)[0]}
+    corners, labels = torch.tensor([[0.1, 0.5], [0.4, 0.9]]), torch.tensor(BOX_CORNERS)
+    session.add_points(8, 1, corners, labels)
+    expected, _ = session.ask(1)
+    decoded = tracker.prompt(maps[1], corners[None], labels[None])
+    torch.testing.assert_close(decoded.logits, expected[1:], atol=2e-4, rtol=1e-4)
+    large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
+    second = {1: tracker.remember(maps[1], large, decoded.pointers, is_prompted=True)[0]}
+    objects = [(first, [0]), (second, [1])]
+    for frame in range(1, FRAMES):
+        known = objects[: 1 if frame == 1 else 2]
+        recalls = [recall(memories, conditioning, frame) for memories, conditioning in known]
+        decoded = tracker.propagate(maps[frame], recalls, FRAMES)
+        if frame > 1:
+            expected, scores = session.ask(frame)
+            torch.testing.assert_close(decoded.object_logits, scores, atol=1e-3, rtol=1e-3)
+        # Memories are kept in bf16, where a last bit is 0.4 %.
+        torch.testing.assert_close(decoded.logits, expected[: len(known)], atol=2e-2, rtol=1e-3)
+        large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
+        # Transformers treats all masks of a call as prompted if one is.
+        kept = tracker.remember(maps[frame], large, decoded.pointers, is_prompted=frame == 1)
+        for (memories, _), memory in zip(known, kept, strict=True):
+            memories[frame] = memory
+
+
+@torch.inference_mode()
+def test_backward_and_refined(model, vision):
+    tracker, session = MemoryTracker(model, torch.device("cpu"), None), Session(model, vision)
+    maps, mask = tracker.maps(vision), torch.zeros(1, 96, 96, dtype=torch.bool)
+    mask[0, 30:60, 30:60] = True
+    last = FRAMES - 1
+    session.add_mask(1, last, mask[0])
+    session.ask(last)
+    decoded, large = tracker.from_masks(maps[last], mask)
+    memories = {last: tracker.remember(maps[last], large, decoded.pointers, is_prompted=True)[0]}
+    for frame in range(last - 1, 2, -1):
+        expected, _ = session.ask(frame, reverse=True)
+        decoded = tracker.propagate(maps[frame], [recall(memories, [last], frame, -1)], FRAMES)
+        torch.testing.assert_close(decoded.logits, expected, atol=2e-3, rtol=1e-3)
+        large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
+        memories[frame] = tracker.remember(maps[frame], large, decoded.pointers, is_prompted=False)[0]
+    # Points on a frame that was tracked: with what is remembered.
+    points, labels = torch.tensor([[0.3, 0.3], [0.8, 0.1]]), torch.tensor([1, 0])
+    session.add_points(1, 3, points, labels)
+    expected, _ = session.ask(3, reverse=True)
+    decoded = tracker.prompt(maps[3], points[None], labels[None], recall(memories, [last], 3, -1), FRAMES)
+    torch.testing.assert_close(decoded.logits, expected, atol=2e-3, rtol=1e-3)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from autodistill_sam3.errors import VideoError
 
 if TYPE_CHECKING:
+    from av.codec import CodecContext
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
@@ -137,10 +138,11 @@ class PacketFile:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
         try:
             self._container: InputContainer = av.open(self._file, "r", options=options, metadata_errors="replace")
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:
             self._file.close()
             raise VideoError(
-                f"{_EXPECTED}, received one that cannot be opened: {error}. If it plays elsewhere, convert it first."
+                f"{_EXPECTED}, received one that cannot be opened: {error.strerror or error}. "
+                "If it plays elsewhere, convert it first."
             ) from error
         pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         streams = [stream for stream in self._container.streams.video if not stream.disposition & pictures]
@@ -151,6 +153,12 @@ class PacketFile:
                 f"{_EXPECTED}, received one that holds {kinds}. Pass the file that has the moving pictures."
             )
         self.stream: VideoStream = streams[0]
+        decoder: CodecContext | None = self.stream.codec_context
+        if decoder is None:
+            self.close()
+            raise VideoError(
+                f"{_EXPECTED}, received one in a code that FFmpeg cannot decode here. Convert it to H.264."
+            )
 
     def _reopen(self) -> None:
         self._container.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,8 +19,9 @@ from autodistill_sam3.video.clip import Frame
 from autodistill_sam3.video.tracks import FrameTracks
 
 _OPACITY = 0.4
-# Shares no divisor with the 21 colours, so that all of them are met.
-_STRIDE = 8
+_NUM_COLOURS = 64
+# Steps of this part of the circle keep hues of ids that follow one another apart, however many there are.
+_HUE_STEP, _SATURATION = 0.618034, 0.65
 
 
 def render(image: RGBImage, found: sv.Detections | FrameTracks, class_names: Sequence[str]) -> RGBImage:
@@ -107,6 +109,7 @@ def _labelled(scene: RGBImage, detections: sv.Detections, labels: list[str], col
 
 @lru_cache
 def _palette() -> sv.ColorPalette:
-    """Supervision's colours, put so that ids that follow one another look different."""
-    colours = sv.ColorPalette.DEFAULT.colors
-    return sv.ColorPalette([colours[index * _STRIDE % len(colours)] for index in range(len(colours))])
+    """Light colours, on which black letters can be read; supervision's own are dark in part."""
+    hues = [index * _HUE_STEP % 1 for index in range(_NUM_COLOURS)]
+    colours = [colorsys.hsv_to_rgb(hue, _SATURATION, 1) for hue in hues]
+    return sv.ColorPalette([sv.Color(*(round(255 * part) for part in colour)) for colour in colours])

@@ -58,6 +58,7 @@ class VideoFile(OpenedClip):
         except VideoError as error:
             raise VideoError(f"{error} ({path})") from error
         self._decoder = _Decoder(self._packets)
+        self._matrix: npt.NDArray[np.int32] | None = None
         self._shown_at = self._packets.index.pts[self._packets.index.packet_of]
         self.num_frames = len(self._shown_at)
         self.frame_rate = self._mean_rate()
@@ -84,7 +85,8 @@ class VideoFile(OpenedClip):
         for index in range(len(self._shown_at)):
             picture = self._picture(index)
             if picture is not None:
-                height, width = _upright(_rgb(picture), picture).shape[:2]
+                self._matrix = _display_matrix(picture)
+                height, width = _upright(_rgb(picture), self._matrix).shape[:2]
                 self.hw = height, width
                 return
         what = f"{len(self._shown_at)}, none of which can be decoded" if len(self._shown_at) else "none"
@@ -130,7 +132,7 @@ class VideoFile(OpenedClip):
         return picture
 
     def _frame(self, index: int, picture: VideoFrame) -> Frame:
-        pixels = _upright(_rgb(picture), picture)
+        pixels = _upright(_rgb(picture), self._matrix)
         if pixels.shape[:2] != self.hw:
             pixels = np.asarray(cv2.resize(pixels, self.hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
         time_base = self._packets.stream.time_base
@@ -243,12 +245,11 @@ class _Decoder:
 def _rgb(picture: VideoFrame) -> RGBImage:
     """Colours by the matrix and range that the stream names, as FFmpeg converts them."""
     converted = picture.reformat(format="rgb24", interpolation="BICUBIC")
-    return np.asarray(converted.to_ndarray(), np.uint8)
+    return np.ascontiguousarray(converted.to_ndarray(), np.uint8)
 
 
-def _upright(pixels: RGBImage, picture: VideoFrame) -> RGBImage:
-    """Turned and mirrored by the display matrix, where that maps pixels to pixels."""
-    matrix = _display_matrix(picture)
+def _upright(pixels: RGBImage, matrix: npt.NDArray[np.int32] | None) -> RGBImage:
+    """Turned and mirrored by a display matrix, where that maps pixels to pixels; C-contiguous."""
     if matrix is None:
         return pixels
     (a, b), (c, d) = matrix
@@ -262,7 +263,11 @@ def _upright(pixels: RGBImage, picture: VideoFrame) -> RGBImage:
 
 
 def _display_matrix(picture: VideoFrame) -> npt.NDArray[np.int32] | None:
-    """What x and y of a stored picture become, (2, 2) in FFmpeg's fixed point; None if they stay."""
+    """What x and y of a stored picture become, (2, 2) in FFmpeg's fixed point; None if they stay.
+
+    For one picture of a clip only: PyAV ties a picture that was asked for this to itself, so that it is kept until the
+    garbage collector comes by.
+    """
     all_data: Any = picture.side_data
     data = all_data.get("DISPLAYMATRIX")
-    return None if data is None else np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2]
+    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]

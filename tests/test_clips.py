@@ -189,7 +189,7 @@ def long_groups(tmp_path_factory):
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_backward_is_forward_reversed(long_groups, data):
     path = long_groups[data.draw(st.sampled_from(sorted(long_groups)))]
@@ -241,7 +241,7 @@ def test_damaged_packets_are_skipped_and_listed(tmp_path, suffix, damaged):
             np.testing.assert_array_equal(frame.image, whole[frame.index].image)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.sampled_from(["7_3.mp4", "7_3.mkv"]), st.randoms(use_true_random=False), st.booleans())
 def test_no_damage_raises_anything_else(long_groups, name, random, is_cut):
     folder = long_groups[7, 3].parent

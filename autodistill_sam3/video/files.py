@@ -48,6 +48,8 @@ class VideoFile(OpenedClip):
     """
 
     def __init__(self, path: Path) -> None:
+        from av.video.reformatter import VideoReformatter
+
         super().__init__(path.stem)
         try:
             if not path.is_file():
@@ -58,6 +60,8 @@ class VideoFile(OpenedClip):
         except VideoError as error:
             raise VideoError(f"{error} ({path})") from error
         self._decoder = _Decoder(self._packets)
+        # One for all frames: it prepares itself for a kind of picture in five times the time that one takes.
+        self._reformatter = VideoReformatter()
         self._matrix: npt.NDArray[np.int32] | None = None
         self._shown_at = self._packets.index.pts[self._packets.index.packet_of]
         self.num_frames = len(self._shown_at)
@@ -86,7 +90,7 @@ class VideoFile(OpenedClip):
             picture = self._picture(index)
             if picture is not None:
                 self._matrix = _display_matrix(picture)
-                height, width = _upright(_rgb(picture), self._matrix).shape[:2]
+                height, width = _upright(self._rgb(picture), self._matrix).shape[:2]
                 self.hw = height, width
                 return
         what = f"{len(self._shown_at)}, none of which can be decoded" if len(self._shown_at) else "none"
@@ -132,12 +136,18 @@ class VideoFile(OpenedClip):
         return picture
 
     def _frame(self, index: int, picture: VideoFrame) -> Frame:
-        pixels = _upright(_rgb(picture), self._matrix)
+        pixels = _upright(self._rgb(picture), self._matrix)
         if pixels.shape[:2] != self.hw:
             pixels = np.asarray(cv2.resize(pixels, self.hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
         time_base = self._packets.stream.time_base
         time = float((self._shown_at[index] - self._shown_at[0]) * time_base) if time_base else None
         return Frame(index, pixels, time)
+
+    def _rgb(self, picture: VideoFrame) -> RGBImage:
+        """Colours by the matrix and range that the stream names, as FFmpeg converts them."""
+        converted = self._reformatter.reformat(picture, format="rgb24", interpolation="BICUBIC")
+        # A copy: what is RGB already comes back as the decoder's own memory, which later frames may build on.
+        return np.array(converted.to_ndarray(), np.uint8, order="C")
 
 
 class _Decoder:
@@ -240,12 +250,6 @@ class _Decoder:
                 frame = int(self._index.frame_of[picture.pts])
                 if frame >= 0:
                     yield frame, picture
-
-
-def _rgb(picture: VideoFrame) -> RGBImage:
-    """Colours by the matrix and range that the stream names, as FFmpeg converts them."""
-    converted = picture.reformat(format="rgb24", interpolation="BICUBIC")
-    return np.ascontiguousarray(converted.to_ndarray(), np.uint8)
 
 
 def _upright(pixels: RGBImage, matrix: npt.NDArray[np.int32] | None) -> RGBImage:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SettingError,
         VideoError,
     )
+    from autodistill_sam3.video import SAM3Video
 
 __version__ = "0.1.0"
 
@@ -45,12 +46,14 @@ __all__ = [
     "OntologyError",
     "OutOfMemoryError",
     "OutputFolderError",
+    "SAM3Video",
     "SegmentAnything3",
     "SettingError",
     "VideoError",
 ]
 
 _BASE_MODELS = frozenset({"Florence2", "GroundedSAM3", "SegmentAnything3"})
+_VIDEO = frozenset({"SAM3Video"})
 
 
 def __getattr__(name: str) -> Any:
@@ -58,7 +61,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module(f"{__name__}.{'base_models' if name in _BASE_MODELS else 'errors'}")
+    place = "base_models" if name in _BASE_MODELS else "video" if name in _VIDEO else "errors"
+    module = import_module(f"{__name__}.{place}")
     return getattr(module, name)
 
 

@@ -151,6 +151,6 @@ def test_public_surface():
         "SettingError",
         "VideoError",
     }
-    assert set(autodistill_sam3.__all__) == errors | {"Florence2", "GroundedSAM3", "SegmentAnything3"}
+    assert set(autodistill_sam3.__all__) == errors | {"Florence2", "GroundedSAM3", "SAM3Video", "SegmentAnything3"}
     for name in autodistill_sam3.__all__:
         assert getattr(autodistill_sam3, name).__name__ == name

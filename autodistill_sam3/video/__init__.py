@@ -1,1 +1,5 @@
 """Clips -> tracked instances, frame by frame, and datasets out of them."""
+
+from autodistill_sam3.video.sam3_video import SAM3Video
+
+__all__ = ["SAM3Video"]

@@ -84,11 +84,15 @@ class TrackingSession(Protocol):
     def prompt_object(self, prompt: ObjectPrompt, object_id: int | None = None) -> tuple[int, FrameTracks]:
         """Add an object, or refine the one with this id: its earlier prompts on this frame count, too.
 
+        Args:
+            prompt: Where it is.
+            object_id: Of an object to refine, or the id for a new one; by default the next free one for a new one.
+
         Returns:
             The object's id, and what the frame shows of it.
 
         Raises:
-            SettingError: There is no such object, or no such frame.
+            SettingError: There is no such frame, or it cannot be read.
         """
         ...
 

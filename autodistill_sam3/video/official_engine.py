@@ -151,7 +151,7 @@ class OfficialTrackingSession:
         said = self._pointed.get(object_id) or self._as_shown(object_id, prompt.frame_index)
         said = {**said, prompt.frame_index: [*said.get(prompt.frame_index, ()), prompt]}
         with loaded(self._predictor, part, self._clip.hw) as runs:
-            [tracks] = runs.objects({object_id: said}, {}, self._prompt_of)
+            tracks = runs.object(object_id, said[prompt.frame_index], self._prompt_of[object_id])
         self._pointed[object_id] = said
         return object_id, tracks
 

@@ -74,19 +74,17 @@ class PartRuns:
             prompt_of: Which text prompt found each object, or `NO_TEXT`.
         """
         tracks = [FrameTracks.empty(index, self._hw) for index in self._part.indices]
-        if not pointed:
-            return tracks
         first: dict[int, int] = {}
-        self._predictor.request({"type": "reset_session", "session_id": self._session_id})
-        self._predictor.let_point_anywhere(self._session_id)
+        if pointed:
+            self._begin_objects()
         for object_id, prompts in pointed.items():
+            before = carried.get(object_id)
             for place, index in enumerate(self._part.indices):
-                before = carried.get(object_id)
-                said = [*prompts.get(index, ())]
+                said = list(prompts.get(index, ()))
                 if before is not None and before.frame_index == index:
                     said.insert(0, before)
-                for count in range(1, len(said) + 1):
-                    self._point(place, object_id, said[:count])
+                if said:
+                    self._point(place, object_id, said)
                     first.setdefault(object_id, place)
         if first:
             for at, outputs in self._forward(min(first.values())):
@@ -95,24 +93,32 @@ class PartRuns:
                 tracks[at] = found.select(np.array(begun, dtype=bool))
         return tracks
 
-    def _point(self, place: int, object_id: int, said: Sequence[ObjectPrompt]) -> None:
-        """Meta's code is told everything of a frame each time, and remembers its last answer."""
-        points = np.concatenate([prompt.points_xy.reshape(-1, 2) for prompt in said])
-        labels = [int(label) for prompt in said for label in prompt.labels]
-        box = next((prompt.box_xyxy for prompt in reversed(said) if prompt.box_xyxy is not None), None)
-        if box is not None:
-            points, labels = np.concatenate([box.reshape(2, 2), points]), [*_CORNERS, *labels]
-        height, width = self._hw
-        self._predictor.request(
-            {
-                "type": "add_prompt",
-                "session_id": self._session_id,
-                "frame_index": place,
-                "points": (points / np.array([width, height])).tolist(),
-                "point_labels": labels,
-                "obj_id": object_id,
-            }
-        )
+    def object(self, object_id: int, said: Sequence[ObjectPrompt], prompt: int) -> FrameTracks:
+        """What the first frame shows of one object, which a text prompt found or none."""
+        self._begin_objects()
+        outputs = self._point(0, object_id, said)
+        return self._tracks(self._part.indices[0], outputs, {object_id: prompt}, "prompt")
+
+    def _begin_objects(self) -> None:
+        self._predictor.request({"type": "reset_session", "session_id": self._session_id})
+        self._predictor.let_point_anywhere(self._session_id)
+
+    def _point(self, place: int, object_id: int, said: Sequence[ObjectPrompt]) -> dict[str, Any]:
+        """Say one thing after the other: Meta's code remembers its last answer, and is told all that was said again."""
+        outputs: dict[str, Any] = {}
+        for count in range(1, len(said) + 1):
+            points, labels = _points(said[:count], self._hw)
+            outputs = self._predictor.request(
+                {
+                    "type": "add_prompt",
+                    "session_id": self._session_id,
+                    "frame_index": place,
+                    "points": points,
+                    "point_labels": labels,
+                    "obj_id": object_id,
+                }
+            )["outputs"]
+        return outputs
 
     def _forward(self, place: int) -> Iterator[tuple[int, dict[str, Any]]]:
         request = {
@@ -140,3 +146,14 @@ class PartRuns:
             prompts,
             np.where(prompts == NO_TEXT, source, "text").astype("<U6"),
         )
+
+
+def _points(said: Sequence[ObjectPrompt], hw: tuple[int, int]) -> tuple[list[list[float]], list[int]]:
+    """Points in 0..1 and their labels; of several boxes the last one counts."""
+    points = [prompt.points_xy.reshape(-1, 2) for prompt in said]
+    labels = [int(label) for prompt in said for label in prompt.labels]
+    box = next((prompt.box_xyxy for prompt in reversed(said) if prompt.box_xyxy is not None), None)
+    if box is not None:
+        points, labels = [box.reshape(2, 2), *points], [*_CORNERS, *labels]
+    relative = np.concatenate(points).astype(np.float64) / [hw[1], hw[0]]
+    return relative.tolist(), labels

@@ -1,4 +1,4 @@
-"""Finding objects again over the frames that two runs share; numpy only."""
+"""Parts of a clip, and finding objects again over the frames that two of them share; numpy only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from autodistill_sam3.instances import compact_masks
+from autodistill_sam3.video.clip import Frame
+from autodistill_sam3.video.parts import parts_of
 from autodistill_sam3.video.stitching import match_ids, merge_tracks, rename
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks
 
@@ -73,6 +75,22 @@ def test_renaming_and_merging():
     assert merged.prompt_index.tolist() == [0, 1, 1]
     assert merged.masks.area.tolist() == [64, 64, 4]
     assert len(merge_tracks([frame(3)])) == 0
+
+
+@given(st.integers(0, 30), st.integers(2, 8), st.data())
+def test_parts_show_each_frame_once(count, length, data):
+    overlap = data.draw(st.integers(1, length - 1))
+    indices = sorted(data.draw(st.sets(st.integers(0, 99), min_size=count, max_size=count)))
+    frames = (Frame(index, np.full((2, 3, 3), index, np.uint8)) for index in indices)
+    parts = list(parts_of(frames, length, overlap))
+    assert [index for part in parts for index in part.indices[part.shared :]] == indices
+    for before, after in itertools.pairwise(parts):
+        assert len(before) == length
+        assert after.shared == overlap
+        assert after.indices[:overlap] == before.indices[-overlap:]
+    for part in parts:
+        assert part.shared < len(part) <= length
+        assert [image.getpixel((0, 0)) for image in part.images] == [(index,) * 3 for index in part.indices]
 
 
 BOXES = st.tuples(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.instances import tight_xyxy
 from autodistill_sam3.video.clip import Clip, Frame
@@ -44,6 +45,7 @@ class OfficialVideoEngine:
         *,
         code: Path | None = None,
         device: str | None = None,
+        precision: Precision = "auto",
         part_frames: int = PART_FRAMES,
         overlap: int = OVERLAP,
     ) -> None:
@@ -55,6 +57,7 @@ class OfficialVideoEngine:
             gpus_to_use: See `OfficialPredictor`.
             code: A clone of Meta's repository; by default the installed package.
             device: See `OfficialPredictor`.
+            precision: See `OfficialPredictor`.
             part_frames: How many frames are on the GPU at once.
             overlap: How many of them neighbouring parts share.
 
@@ -62,12 +65,14 @@ class OfficialVideoEngine:
             CheckpointError: The file cannot be used, or `code` is no clone.
             DeviceError: A GPU is not on this machine, or there is none at all and `device` is not "cpu".
             MissingPackageError: The package cannot be imported, or is of another version.
-            SettingError: The overlap is not smaller than a part, or `gpus_to_use` and `device` contradict each other.
+            SettingError: The overlap is not smaller than a part, or the predictor cannot run as asked.
         """
         if not 1 <= overlap < part_frames:
             raise SettingError(f"Expected 1 <= overlap < part_frames, received {overlap} and {part_frames}")
         self._part_frames, self._overlap = part_frames, overlap
-        self.predictor = OfficialPredictor(checkpoint, bpe_path, gpus_to_use, code=code, device=device)
+        self.predictor = OfficialPredictor(
+            checkpoint, bpe_path, gpus_to_use, code=code, device=device, precision=precision
+        )
         self._session: OfficialTrackingSession | None = None
 
     @classmethod
@@ -78,6 +83,7 @@ class OfficialVideoEngine:
         bpe_path: str | Path | None = None,
         gpus_to_use: Sequence[int] | None = None,
         device: str | None = None,
+        precision: Precision = "auto",
     ) -> Self:
         """With the vocabulary and the clone of Meta's code that lie with a checkpoint; see `load_segmenter`.
 
@@ -85,10 +91,11 @@ class OfficialVideoEngine:
             CheckpointError: Something there cannot be used, or there is no vocabulary.
             DeviceError: A GPU is not on this machine, or there is none at all and `device` is not "cpu".
             MissingPackageError: The package cannot be imported, or is of another version.
-            SettingError: `gpus_to_use` and `device` contradict each other.
+            SettingError: The predictor cannot run as asked.
         """
         code = find_official_code(checkpoint)
-        return cls(checkpoint, find_bpe(checkpoint, bpe_path), gpus_to_use, code=code, device=device)
+        vocabulary = find_bpe(checkpoint, bpe_path)
+        return cls(checkpoint, vocabulary, gpus_to_use, code=code, device=device, precision=precision)
 
     def open(self, clip: Clip) -> OfficialTrackingSession:
         """Begin with a clip; the one before is closed."""

@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from autodistill_sam3.devices import autocast, select_device
+from autodistill_sam3.devices import Precision, autocast, autocast_dtype, select_device
 from autodistill_sam3.errors import CheckpointError, DeviceError, MissingPackageError, SettingError
 from autodistill_sam3.segmentation.official_model import building
 from autodistill_sam3.segmentation.official_package import GET_PINNED, contained, import_official
@@ -39,7 +39,7 @@ _MODULES = (
 )
 # Where it draws progress bars.
 _WITH_BARS = ("sam3.model.sam3_video_inference", "sam3.model.sam3_tracking_predictor", "sam3.model.io_utils")
-# Where it casts to bf16, which on the CPU does not go with weights in `float32`.
+# Where it casts to bf16, which without autocast does not go with weights in `float32`.
 _WITH_BF16 = ("sam3.model.sam3_tracking_predictor", "sam3.model.sam3_image")
 
 
@@ -54,6 +54,7 @@ class OfficialPredictor:
         *,
         code: Path | None = None,
         device: str | None = None,
+        precision: Precision = "auto",
     ) -> None:
         """Build it; nothing is downloaded.
 
@@ -64,14 +65,16 @@ class OfficialPredictor:
                 device's alone.
             code: A clone of Meta's repository; by default the installed package.
             device: "cuda", "cuda:1" or "cpu"; by default a GPU.
+            precision: "bf16" is Meta's own and for GPUs, "fp32" is for comparing; "auto" takes what fits the device.
 
         Raises:
             CheckpointError: The file cannot be used, or `code` is no clone.
             DeviceError: A GPU is not on this machine, or there is none at all and `device` is not "cpu".
             MissingPackageError: The package cannot be imported, or is of another version.
-            SettingError: `gpus_to_use` and `device` contradict each other.
+            SettingError: `gpus_to_use` and `device` contradict each other, or it cannot run in this precision.
         """
         gpus, self.device = _devices(gpus_to_use, device)
+        self._full_precision = _in_full_precision(precision, self.device)
         _check_file(checkpoint)
         builder = import_official(code)
         with contained(torch.device("cpu")):
@@ -157,10 +160,13 @@ class OfficialPredictor:
             stack.enter_context(_quiet())
             for name in _WITH_BARS:
                 stack.enter_context(mock.patch.object(self._modules[name], "tqdm", _NoBar))
-            if self.device.type == "cuda":
+            if self._full_precision:
+                for name in _WITH_BF16:
+                    stack.enter_context(mock.patch.object(self._modules[name], "torch", _FullPrecision()))
+            else:
                 # What the code's own tracker enters when it is made, and never leaves.
                 stack.enter_context(autocast(self.device, torch.bfloat16))
-            else:
+            if self.device.type == "cpu":
                 self._patch_for_cpu(stack)
             yield
 
@@ -168,8 +174,6 @@ class OfficialPredictor:
         stack.enter_context(mock.patch.object(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
         # These belong to a launcher of several processes, if there is one.
         stack.enter_context(mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "1"}))
-        for name in _WITH_BF16:
-            stack.enter_context(mock.patch.object(self._modules[name], "torch", _FullPrecision()))
         components: Any = self._modules["sam3.perflib.connected_components"]
         label = components.connected_components_cpu
         stack.enter_context(
@@ -266,6 +270,15 @@ def _devices(gpus_to_use: Sequence[int] | None, device: str | None) -> tuple[lis
     if device is not None and selected.index not in gpus:
         raise SettingError(f"Expected device among gpus_to_use={gpus}, received {device!r}")
     return gpus, torch.device("cuda", gpus[0])
+
+
+def _in_full_precision(precision: Precision, device: torch.device) -> bool:
+    dtype = autocast_dtype(precision, device)
+    if precision == "auto":
+        return device.type != "cuda"
+    if dtype is not None and (dtype != torch.bfloat16 or device.type != "cuda"):
+        raise SettingError(f"Meta's video code runs in bf16 on GPUs and in fp32, received {precision!r} on {device}")
+    return dtype is None
 
 
 def _check_file(checkpoint: Path) -> None:

@@ -362,6 +362,9 @@ def test_clear_refusals(video_file, tmp_path, monkeypatch):
             OfficialPredictor(video_file, bpe, [0])
     with pytest.raises(SettingError, match="gpus_to_use"):
         OfficialPredictor(video_file, bpe, [0], device="cpu")
+    for precision in ("bf16", "fp16", "int8"):
+        with pytest.raises(SettingError, match=precision):
+            OfficialPredictor(video_file, bpe, device="cpu", precision=precision)
     with pytest.raises(SettingError, match="overlap"):
         OfficialVideoEngine(video_file, bpe, device="cpu", part_frames=4, overlap=4)
     with pytest.raises(CheckpointError, match="missing"):

@@ -7,6 +7,7 @@ over from the frames before (sam3/model/sam3_video_base.py). Memory is bounded h
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Self
@@ -24,6 +25,8 @@ from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory, TrackedOb
 from autodistill_sam3.video.prompts import as_points, one_box
 from autodistill_sam3.video.step import FrameStep, adopt
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks, ObjectPrompt
+
+logger = logging.getLogger("autodistill_sam3")
 
 # Frames that a GPU encodes at a time, where the clip is at hand.
 FRAMES_PER_PASS = 8
@@ -158,8 +161,9 @@ class TransformersTrackingSession:
         settled = step.settle(objects, carried)
         step.remember(objects, carried, settled, detected, association)
         born = None if frame == start else (frame, reverse)
-        new = [self._begin(detected, place, frame, born) for place in association.new]
-        masks = detected.masks.logits[association.new]
+        places = self._with_room(association.new, detected)
+        new = [self._begin(detected, place, frame, born) for place in places]
+        masks = detected.masks.logits[places]
         step.begin(new, masks)
         self._drop(frame)
         probability = carried.object_logits.sigmoid().tolist()
@@ -208,6 +212,14 @@ class TransformersTrackingSession:
             is_lost = not own.is_pointed and abs(frame - own.last_seen) > self._rules.forget_after
             if own.object_id in self._taken_back or is_lost:
                 del self._objects[own.object_id]
+
+    def _with_room(self, new: Sequence[int], detected: Detections) -> list[int]:
+        """Of new detections, the surest that there is room for, in their order."""
+        room = max(self._rules.max_objects - len(self._objects), 0)
+        surest = sorted(new, key=lambda place: -detected.masks.scores[place])[:room]
+        if len(surest) < len(new):
+            logger.warning("%s: %d objects are tracked, and no more begin.", self._clip.name, self._rules.max_objects)
+        return sorted(surest)
 
     def _begin(self, detected: Detections, place: int, frame: int, born: tuple[int, bool] | None) -> TrackedObject:
         """A new object from a detection."""

@@ -25,7 +25,7 @@ from autodistill_sam3.video.stitching import match_ids, merge_tracks, rename
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks, ObjectPrompt
 from autodistill_sam3.weights import find_bpe, find_official_code
 
-# At 720p a part of 256 frames takes 1.6 GB on the GPU, and 0.5 GB more for each object.
+# At 720p a part of 256 frames takes about 1.6 GB on the GPU, and 0.5 GB more for each object.
 PART_FRAMES = 256
 # One more than Meta's code waits before it shows an object. What is hidden for less than this keeps its id.
 OVERLAP = 16

@@ -346,6 +346,29 @@ def test_process_is_the_same_between_results(video_file, clip):
         engine.open(clip).prompt_object(prompt(0, [(5, 5)], [1]))
 
 
+@pytest.mark.gpu
+def test_gpu_gives_the_masks_of_the_cpu(engine, video_file, clip):
+    """On a GPU it is what Meta's own builder makes, without the patches for the CPU."""
+
+    def run(one):
+        with nothing_leaks(), one.open(clip) as session:
+            session.set_texts(TEXTS)
+            session.prompt_object(prompt(1, box=(20, 30, 90, 100)))
+            return list(session.propagate())
+
+    with nothing_leaks():
+        other = narrow_video.narrow_engine(video_file, device="cuda")
+    before = torch.cuda.memory_allocated()
+    found = run(other)
+    assert torch.cuda.memory_allocated() == before
+    other.close()
+    for ours, expected in zip(found, run(engine), strict=True):
+        assert ours.object_ids.tolist() == expected.object_ids.tolist()
+        for number, mask in dense(expected).items():
+            other_mask = dense(ours)[number]
+            assert (mask & other_mask).sum() > 0.9 * (mask | other_mask).sum() or mask.sum() < 50
+
+
 # What it refuses.
 
 

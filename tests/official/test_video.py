@@ -180,6 +180,24 @@ def test_parts_show_every_frame_once_and_keep_ids(engine, clip):
     assert set.union(*texts[:3]) & set.union(*texts[4:])
 
 
+def test_end_of_a_part_shows_only_what_the_next_one_confirms(engine, clip):
+    """Random weights track nothing that they detect, so that Meta's code takes each new object back a frame later."""
+    model = engine.predictor.model
+    model.hotstart_delay, model.hotstart_unmatch_thresh, model.new_det_thresh = 2, 1, 0.5
+
+    def shown(part_frames):
+        with in_parts(engine, part_frames, 2).open(clip) as session:
+            session.set_texts(["green"])
+            return [len(tracks) > 0 for tracks in session.propagate()]
+
+    try:
+        whole = shown(FRAMES)
+        assert whole == [False] * (FRAMES - 1) + [True]
+        assert shown(3) == whole
+    finally:
+        narrow_video.only_first_objects(model)
+
+
 def test_range_and_direction(engine, clip):
     with engine.open(clip) as session:
         session.set_texts(TEXTS[:1])

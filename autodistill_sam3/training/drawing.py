@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from autodistill_sam3.training.jpeg import jpeg_artefacts
-from autodistill_sam3.training.scenes import ScenePlan, plan_scenes
+from autodistill_sam3.training.scenes import Floats, ScenePlan, plan_scenes
 from autodistill_sam3.training.world import COLOURS, SHAPES
 
 
@@ -43,6 +43,9 @@ def draw(
     seed: int = 0,
     device: str | torch.device = "cpu",
     compiled: bool = False,
+    length: int = 1,
+    camera: Floats | None = None,
+    texture_seed: int | None = None,
 ) -> SceneBatch:
     """Draw planned scenes.
 
@@ -53,10 +56,18 @@ def draw(
         seed: Of texture and pixel noise.
         device: Where to draw.
         compiled: Fuse the arithmetic with `torch.compile`; pays for many batches of one shape.
+        length: So many scenes in a row are frames of one clip and have one texture.
+        camera: (B, 4), where a camera has moved the background, see `ClipPlan`.
+        texture_seed: Of texture alone, where it is to be another.
     """
     p = {name: torch.from_numpy(values).to(device) for name, values in plan.arrays().items()}
+    if camera is not None:
+        p["camera"] = torch.from_numpy(camera).to(device)
     generator = torch.Generator(device).manual_seed(seed)
-    patches = [torch.randn(len(plan), 3, cells, cells, device=device, generator=generator) for cells in (6, 24, 56)]
+    of_texture = generator if texture_seed is None else torch.Generator(device).manual_seed(texture_seed)
+    count = len(plan) // length
+    patches = [torch.randn(count, 3, cells, cells, device=device, generator=of_texture) for cells in (6, 24, 56)]
+    patches = [cells.repeat_interleave(length, dim=0) for cells in patches]
     noise = torch.randn(len(plan), 3, height, width, device=device, generator=generator)
     # Each tensor that the eager form writes to memory holds a value per object and pixel.
     render = _compiled_render() if compiled else _render
@@ -77,7 +88,7 @@ def _render(p: dict[str, torch.Tensor], patches: list[torch.Tensor], noise: torc
     inside = (distance < 0) & p["valid"][..., None, None]
     slots = torch.arange(1, inside.shape[1] + 1, device=inside.device)[None, :, None, None]
     top = (inside * slots).amax(1) - 1
-    canvas = _background(p, x, y, patches)
+    canvas = _background(p, *_behind(p, x, y), patches)
     sharpness = (p["radius"] * pixels_per_unit[:, None] / p["edge"][:, None].clamp(min=1e-3))[..., None, None]
     cover = (0.5 - distance * sharpness).clamp(0, 1) * p["valid"][..., None, None]
     canvas = _paint(canvas, p, cover, distance, u, v)
@@ -157,6 +168,18 @@ def _grid(aspect: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, 
     return x.expand(-1, height, -1), y.expand(-1, -1, width)
 
 
+def _behind(p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where on the background each pixel looks: the pixels themselves, unless a camera moves over it."""
+    if "camera" not in p:
+        return x, y
+    shift_x, shift_y, zoom, angle = (p["camera"][:, i, None, None] for i in range(4))
+    middle_x = p["aspect"].clamp(min=1.0)[:, None, None] / 2
+    middle_y = (1.0 / p["aspect"]).clamp(min=1.0)[:, None, None] / 2
+    dx, dy = (x - shift_x - middle_x) / zoom, (y - shift_y - middle_y) / zoom
+    cos, sin = angle.cos(), angle.sin()
+    return middle_x + dx * cos + dy * sin, middle_y + dy * cos - dx * sin
+
+
 def _object_frame(p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel centres in each object's own frame, where its radius is 1: (B, K, H, W) each."""
     dx = x[:, None] - p["centre"][..., 0, None, None]
@@ -207,10 +230,22 @@ def _background(
     amplitude, wave_x, wave_y, kind, phase = (p["texture"][:, i, None, None] for i in range(5))
     waves = torch.sin(x * wave_x + y * wave_y + phase)
     checks = torch.sign(waves) * torch.sign(torch.sin(y * wave_x - x * wave_y + phase))
-    cloudy = sum(F.interpolate(cells, x.shape[-2:], mode="bilinear") for cells in patches)
+    cloudy = _clouds(p, x, y, patches)
     regular = torch.where(kind == 1, waves, checks)[:, None]
     texture = torch.where(kind[:, None] == 0, cloudy / 2, regular)
     return canvas + amplitude[:, None] * texture * p["texture_rgb"][..., None, None]
+
+
+def _clouds(
+    p: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, patches: list[torch.Tensor]
+) -> torch.Tensor | int:
+    """Coarse and fine noise (B, 3, H, W); beyond the picture's edges, where a camera may look, it is mirrored."""
+    if "camera" not in p:
+        return sum(F.interpolate(cells, x.shape[-2:], mode="bilinear") for cells in patches)
+    across = x / p["aspect"].clamp(min=1.0)[:, None, None]
+    down = y / (1.0 / p["aspect"]).clamp(min=1.0)[:, None, None]
+    places = torch.stack([across, down], dim=-1) * 2 - 1
+    return sum(F.grid_sample(cells, places, padding_mode="reflection", align_corners=False) for cells in patches)
 
 
 def _paint(

@@ -7,6 +7,7 @@ square that the models see, with the stretch that resizing an image of another a
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +83,7 @@ class ScenePlan:
     def __len__(self) -> int:
         return len(self.aspect)
 
-    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All arrays by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -93,6 +94,7 @@ def plan_scenes(
     *,
     aspect: float | None = None,
     pairs: list[tuple[int, int]] | None = None,
+    min_objects: int = 1,
     max_objects: int = MAX_OBJECTS,
     hiding: float = 0.0,
 ) -> ScenePlan:
@@ -103,14 +105,15 @@ def plan_scenes(
         count: Number of scenes B.
         aspect: Width / height; at random within `ASPECT_RANGE` without.
         pairs: (colour, shape) indices to draw from; without, all but the held-out ones.
-        max_objects: 1 to `MAX_OBJECTS` objects a scene.
+        min_objects: Fewest objects a scene, 1 or more.
+        max_objects: Most, up to `MAX_OBJECTS`.
         hiding: Share of objects that are laid where they touch or hide an earlier one of another colour. Without,
             objects hide each other only by chance, which is rare.
     """
     size = (count, MAX_OBJECTS)
     low, high = np.log(ASPECT_RANGE)
     aspects = np.exp(rng.uniform(low, high, count)) if aspect is None else np.full(count, aspect)
-    valid = np.arange(MAX_OBJECTS) < rng.integers(1, max_objects + 1, (count, 1))
+    valid = np.arange(MAX_OBJECTS) < rng.integers(min_objects, max_objects + 1, (count, 1))
     table = np.asarray(pair_indices() if pairs is None else pairs)
     colour, shape = np.moveaxis(table[_draw_kinds(rng, size, len(table))], -1, 0)
     smallest, largest = np.log(RADIUS_RANGE)

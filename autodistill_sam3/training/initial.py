@@ -43,6 +43,30 @@ def prepare_sam3(model: Sam3VideoModel, images: torch.Tensor, input_ids: torch.T
         mlp.proj_out.weight.mul_(0.1)
     balance(model, images, input_ids, mask)
     _start_decoder(model)
+    start_memory(model)
+
+
+@torch.no_grad()
+def start_memory(model: Sam3VideoModel) -> None:
+    """Weights of the tracker's memory: nothing starts at zero that tells one frame, or one object, from another."""
+    tracker: Any = model.tracker_model
+    for part in (tracker.memory_attention, tracker.memory_encoder, tracker.object_pointer_proj):
+        spread_weights(part)
+    for layer in tracker.memory_encoder.memory_fuser.layers:
+        layer.scale.fill_(0.1)
+    for table in (
+        tracker.memory_temporal_positional_encoding,
+        tracker.occlusion_spatial_embedding_parameter,
+        tracker.no_object_pointer,
+    ):
+        nn.init.normal_(table, std=0.1)
+    # The mean of each cell, at first.
+    tracker.mask_downsample.weight.fill_(1 / tracker.mask_downsample.weight.numel())
+    tracker.mask_downsample.bias.zero_()
+    # One matrix in the official model: a prompt's corner looks like the place it points at.
+    tracker.prompt_encoder.shared_embedding.positional_embedding.copy_(
+        tracker.shared_image_embedding.positional_embedding
+    )
 
 
 @torch.no_grad()

@@ -34,13 +34,12 @@ def test_comparison_with_the_narrow_model(tmp_path, monkeypatch):
     narrow_video.write_narrow_video(checkpoint)
     bpe = narrow.clip_vocabulary()
     video_full_size.convert(checkpoint, "transformers", converted, bpe_path=bpe)
-    engine = "autodistill_sam3.video.official_engine:OfficialVideoEngine"
     rows = video_full_size.Rows(tmp_path / "rows.jsonl")
 
     def measure():
         with narrow_video.narrowed_video():
             video_full_size.run(
-                video_full_size.candidates(checkpoint, converted, bpe, "cpu", [engine], shrink),
+                video_full_size.candidates(checkpoint, converted, bpe, "cpu", shrink),
                 lambda: video_full_size.OfficialWay(checkpoint, bpe, "cpu", "fp32"),
                 plan,
                 rows,
@@ -48,14 +47,18 @@ def test_comparison_with_the_narrow_model(tmp_path, monkeypatch):
 
     measure()
     found = {row["key"]: row for row in rows.rows}
-    assert len(found) == 6 + 3 * 2
+    assert len(found) == 7 + 3 * 2
     official = found["compare|Meta's predictor"]
     # Only pixels in fp16 set it apart from the reference.
     assert official["scores"] < 1e-2
     assert official["matched"] == official["expected"]
     # The first frame of a run is made again from the memory of it, at a resolution that is a sixteenth here.
-    assert found["compare|OfficialVideoEngine"]["IoU first"] > 0.8
-    assert found["compare|OfficialVideoEngine"]["IoU 3-5"] > 0.9
+    assert found["compare|autodistill_sam3, backend='sam3'"]["IoU first"] > 0.8
+    assert found["compare|autodistill_sam3, backend='sam3'"]["IoU 3-5"] > 0.9
+    ours = found["compare|autodistill_sam3, fp32"]
+    assert ours["scores"] < 1e-5
+    assert ours["detected"] < 1e-4
+    assert ours["least IoU first"] > 0.999
     with_token = found["compare|transformers' Sam3VideoModel with the token, fp32"]
     assert with_token["scores"] < 1e-5
     assert with_token["detected"] < 1e-4

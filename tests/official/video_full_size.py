@@ -1,7 +1,7 @@
 """Full size, video: Meta's predictor, transformers' Sam3VideoModel and this package's engine on one random `sam3.pt`.
 
     PYTHONPATH=tests python -m official.video_full_size --bpe-path bpe_simple_vocab_16e6.txt.gz --folder /tmp/video \\
-        --engine autodistill_sam3.video.engine:TransformersVideoEngine --output docs/video_correctness.md
+        --output docs/video_correctness.md
 
 writes the checkpoint into the folder and measures what is not yet in `rows.jsonl` there: each row is printed and kept
 as soon as it is measured, and ends after its time. It needs a GPU with 24 GB.
@@ -42,7 +42,7 @@ from .video_measures import (
     speed,
     threshold_for,
 )
-from .video_ways import Limits, OfficialWay, TransformersWay, Way, load_engine
+from .video_ways import Limits, OfficialEngineWay, OfficialWay, OurWay, TransformersWay, Way
 
 # Text prompts and, in all of them together, objects.
 SPEEDS = ((1, 5), (3, 5), (5, 5), (1, 1), (1, 10))
@@ -200,30 +200,28 @@ def candidates(
     converted: Path,
     bpe_path: Path,
     device: str,
-    engines: Sequence[str],
     adapt: Callable[[dict[str, Any]], None] = lambda config: None,
 ) -> list[Candidate]:
-    """Meta's predictor, engines by `module:class`, and plain transformers; what is timed runs as it does by default."""
+    """Meta's predictor, this package, and plain transformers; what is timed runs as it does by default."""
 
     def official(precision: Precision) -> Callable[[], Way]:
         return lambda: OfficialWay(checkpoint, bpe_path, device, precision)
 
-    def engine(name: str, precision: Precision) -> Callable[[], Way]:
-        return lambda: load_engine(name, checkpoint, bpe_path, device, precision)
+    def ours(precision: Precision) -> Callable[[], Way]:
+        return lambda: OurWay(checkpoint, bpe_path, device, precision)
+
+    def parts(precision: Precision) -> Callable[[], Way]:
+        return lambda: OfficialEngineWay(checkpoint, bpe_path, device, precision)
 
     def plain(precision: Precision, with_token: bool = False) -> Callable[[], Way]:
         return lambda: TransformersWay(converted, device, precision, adapt, with_token=with_token)
 
-    made = [Candidate("Meta's predictor", official("auto"), True)]
-    for name in engines:
-        short = name.partition(":")[2]
-        made += [
-            Candidate(short, engine(name, "auto"), True),
-            Candidate(f"{short}, fp32", engine(name, "fp32"), False),
-        ]
     plain_title = "transformers' Sam3VideoModel"
     return [
-        *made,
+        Candidate("Meta's predictor", official("auto"), True),
+        Candidate("autodistill_sam3", ours("auto"), True),
+        Candidate("autodistill_sam3, fp32", ours("fp32"), False),
+        Candidate("autodistill_sam3, backend='sam3'", parts("auto"), False),
         Candidate(f"{plain_title}, fp32", plain("fp32"), False),
         Candidate(f"{plain_title} with the token, fp32", plain("fp32", with_token=True), False),
         Candidate(plain_title, plain("auto"), True),
@@ -234,7 +232,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bpe-path", type=Path, required=True, help="bpe_simple_vocab_16e6.txt.gz")
     parser.add_argument("--folder", type=Path, required=True, help="for the checkpoint (7 GB) and rows.jsonl")
-    parser.add_argument("--engine", action="append", default=[], help="module:class, with a method load")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--frames", type=int, default=Plan.frames)
     parser.add_argument("--row-seconds", type=float, default=Plan.row_seconds)
@@ -248,7 +245,7 @@ def main() -> int:
     print("checkpoint written and converted", flush=True)
     rows = Rows(options.folder / "rows.jsonl")
     run(
-        candidates(checkpoint, converted, options.bpe_path, options.device, options.engine),
+        candidates(checkpoint, converted, options.bpe_path, options.device),
         lambda: OfficialWay(checkpoint, options.bpe_path, options.device, "fp32"),
         Plan(frames=options.frames, row_seconds=options.row_seconds),
         rows,

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +18,13 @@ from PIL import Image
 
 from autodistill_sam3.devices import Precision, autocast, autocast_dtype
 from autodistill_sam3.instances import compact_masks
+from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
+from autodistill_sam3.video.association import TrackingRules
+from autodistill_sam3.video.detections import Detecting
+from autodistill_sam3.video.engine import TransformersVideoEngine
 from autodistill_sam3.video.official_engine import OfficialVideoEngine
 from autodistill_sam3.video.official_predictor import OfficialPredictor
+from autodistill_sam3.video.step import FrameStep
 from autodistill_sam3.video.tracks import FrameTracks
 
 from .narrow import Array
@@ -195,17 +200,17 @@ class TransformersWay:
         self.model = None
 
 
-class EngineWay:
-    """A `VideoEngine` of this package; `model` is found as its attribute `model`, or as that of its `predictor`."""
+class OfficialEngineWay:
+    """Meta's predictor as `backend="sam3"` runs it, in parts."""
 
-    once_per_class = False
+    once_per_class, limits_per_class = False, True
 
-    def __init__(self, title: str, engine: Any, model: Any = None) -> None:
-        self.title, self._engine = title, engine
-        self.limits_per_class = isinstance(engine, OfficialVideoEngine)
-        self.model = model or getattr(engine, "model", None) or getattr(engine.predictor, "model", None)
+    def __init__(self, checkpoint: Path, bpe_path: Path, device: str, precision: Precision = "auto") -> None:
+        self.title = f"backend='sam3', {precision}"
+        self._engine = OfficialVideoEngine.load(checkpoint, bpe_path=bpe_path, device=device, precision=precision)
+        self.model: Any = self._engine.predictor.model
 
-    def track(self, images: Sequence[Array], prompts: Sequence[str]) -> Iterator[Any]:
+    def track(self, images: Sequence[Array], prompts: Sequence[str]) -> Iterator[FrameTracks]:
         with self._engine.open(ListClip(list(images))) as session:
             session.set_texts(prompts)
             yield from session.propagate()
@@ -218,12 +223,80 @@ class EngineWay:
         self._engine.close()
 
 
-def load_engine(name: str, checkpoint: Path, bpe_path: Path, device: str, precision: Precision) -> EngineWay:
-    """An engine by its class, `module:class` with a method `load` as `OfficialVideoEngine` has it."""
-    module, _, attribute = name.partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    engine = kind.load(checkpoint, bpe_path=bpe_path, device=device, precision=precision)
-    return EngineWay(f"{attribute}, {precision}", engine)
+@dataclass
+class OurLimits:
+    """What `Limits` set of this package's engine, under Meta's names."""
+
+    score_threshold_detection: float = 0.5
+    max_num_objects: int = 10_000
+    new_det_thresh: float = 0.7
+    hotstart_delay: int = 15
+    det_nms_thresh: float = 0.1
+    fill_hole_area: int = 16
+    # Filled while answers are recorded.
+    seen: Recorded | None = None
+
+
+class OurWay:
+    """This package's engine, on Meta's file."""
+
+    once_per_class = limits_per_class = False
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        bpe_path: Path,
+        device: str,
+        precision: Precision = "auto",
+    ) -> None:
+        self.title = f"autodistill_sam3, {precision}"
+        self._segmenter = TransformersSegmenter.load(checkpoint, bpe_path=bpe_path, device=device, precision=precision)
+        self.model: Any = OurLimits()
+
+    def track(self, images: Sequence[Array], prompts: Sequence[str]) -> Iterator[FrameTracks]:
+        limits = self.model
+        rules = replace(
+            TrackingRules.from_config(self._segmenter.config),
+            # Above every IoU, and below none.
+            nms_iou=limits.det_nms_thresh or 1.0,
+            new_confidence=limits.new_det_thresh,
+            hotstart_delay=limits.hotstart_delay,
+            fill_area=limits.fill_hole_area,
+            max_objects=limits.max_num_objects,
+        )
+        classes = tuple(range(len(prompts)))
+        detecting = Detecting(classes, (limits.score_threshold_detection,) * len(prompts))
+        engine = TransformersVideoEngine(self._segmenter, detecting, rules)
+        with self._recorded(images[0], prompts[0]), engine.open(ListClip(list(images))) as session:
+            session.set_texts(prompts)
+            yield from session.propagate()
+
+    def tracks(self, answer: FrameTracks) -> FrameTracks:
+        return answer
+
+    def close(self) -> None:
+        self.model = None
+
+    @contextlib.contextmanager
+    def _recorded(self, image: Array, prompt: str) -> Iterator[None]:
+        seen = self.model.seen
+        if seen is None:
+            yield
+            return
+        # All queries, in their order.
+        [found] = self._segmenter.detect(self._segmenter.encode([image]), [prompt], [-1.0])
+        seen.scores.append(found.scores)
+        seen.mask_logits.append(found.logits.cpu().numpy())
+        carry = FrameStep.carry
+
+        def record(step: FrameStep, objects: Any) -> Any:
+            carried = carry(step, objects)
+            if objects:
+                seen.tracked.setdefault(step.frame_index, []).append(carried.logits.cpu().numpy().copy())
+            return carried
+
+        with mock.patch.object(FrameStep, "carry", record):
+            yield
 
 
 def pixels(images: Sequence[Array], size: int) -> torch.Tensor:
@@ -268,6 +341,11 @@ class Recorded:
 def recorded(model: Any) -> Iterator[Recorded]:
     """Keep what passes through a model inside, if it has the parts that both implementations have."""
     seen = Recorded([], [], {})
+    if isinstance(model, OurLimits):
+        model.seen = seen
+        yield seen
+        model.seen = None
+        return
     with contextlib.ExitStack() as stack:
         detector, name = (
             (getattr(model, "detector", None), "forward_grounding")

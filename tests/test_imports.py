@@ -21,7 +21,7 @@ ORDER = [
 # Training needs torch and transformers only, and nothing imports it.
 ALONE = "training"
 # But for the modules that measure finished checkpoints through the whole pipeline.
-MEASURING = {"asking", "table", "pictures"}
+MEASURING = {"asking", "table", "pictures", "video_table"}
 BASE_MODELS_ONLY = {"autodistill", "roboflow"}
 NO_TORCH = {
     "errors", "bundled", "images", "ontology", "instances", "rle", "layout", "whole_files", "stages", "queueing",

@@ -74,7 +74,7 @@ def recall(memories, conditioning, frame, sign=1):
     tracked = [(age, memory) for age, memory in back if memory and frame - sign * age not in conditioning]
     spatial += [(age, memory.spatial) for age, memory in tracked if age <= 6]
     pointers = [(sign * (frame - at), memories[at].pointer) for at in conditioning]
-    return Recall(tuple(spatial), tuple((*pointers, *((age, memory.pointer) for age, memory in tracked))))
+    return Recall(tuple(spatial), (*pointers, *((age, memory.pointer) for age, memory in tracked)))
 
 
 @torch.inference_mode()

@@ -1,0 +1,193 @@
+"""What is done with masks and tracks between the models' answers: numbers in, numbers out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.morphology import remove_small_holes, remove_small_objects
+
+from autodistill_sam3.instances import compact_masks
+from autodistill_sam3.segmentation.memory import Memory
+from autodistill_sam3.training.video_table import Tracked, score
+from autodistill_sam3.video.association import (
+    ANY_CLASS,
+    Found,
+    Probation,
+    TrackingRules,
+    associate,
+    give_way,
+    suppress_duplicates,
+)
+from autodistill_sam3.video.masks import mask_iou, without_overlap, without_shrunk, without_specks
+from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory
+
+RULES = TrackingRules(
+    nms_iou=0.1, new_iou=0.1, match_iou=0.5, new_confidence=0.7, hotstart_delay=15, hotstart_unmatched=8,
+    hotstart_duplicate=8, renew_every=16, renew_confidence=0.8, renew_iou=0.8, occluded_iou=0.7, fill_area=16,
+)  # fmt: skip
+
+
+def found(scores, classes=None):
+    count = len(scores)
+    classes = np.zeros(count, np.int64) if classes is None else np.array(classes)
+    return Found(
+        np.array(scores, np.float32), classes, np.full(count, 0.7, np.float32), np.full(count, 0.1, np.float32)
+    )
+
+
+def test_a_detection_that_no_track_shows_is_new_if_it_is_sure():
+    iou = np.array([[0.9, 0.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
+    told = associate(iou, found([0.9, 0.8, 0.6]), np.zeros(2, np.int64), RULES)
+    assert told.new == [1]
+    assert told.supporters.tolist() == [0, -1]
+    assert told.renewed == {0: 0}
+
+
+def test_without_tracks_everything_is_new():
+    assert associate(np.zeros((2, 0), np.float32), found([0.9, 0.55]), np.zeros(0, np.int64), RULES).new == [0, 1]
+
+
+def test_another_class_supports_nothing_but_what_was_pointed_at():
+    iou = np.ones((1, 2), np.float32)
+    told = associate(iou, found([0.9], [1]), np.array([0, ANY_CLASS]), RULES)
+    assert told.supporters.tolist() == [-1, 0]
+    assert associate(iou[:, :1], found([0.9], [1]), np.array([0]), RULES).new == [0]
+
+
+def test_two_tracks_on_one_detection_are_noted():
+    told = associate(np.array([[0.6, 0.4, 0.05]], np.float32), found([0.9]), np.zeros(3, np.int64), RULES)
+    assert told.duplicates == [[0, 1]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_suppression_leaves_no_duplicates_and_drops_only_them(data):
+    count = data.draw(st.integers(0, 7))
+    scores = np.array(data.draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
+    classes = np.array(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)), np.int64)
+    masks = torch.from_numpy(np.random.default_rng(count).random((count, 4, 4)) > 0.5)
+    iou = mask_iou(masks, masks)
+    kept = suppress_duplicates(iou, scores, classes, 0.3).tolist()
+    same = (iou > 0.3) & (classes[:, None] == classes[None])
+    for index in range(count):
+        better = [other for other in kept if other != index and same[index, other]]
+        assert bool(better) != (index in kept)
+        if index not in kept:
+            assert max(scores[better]) >= scores[index]
+
+
+def test_who_was_hidden_later_gives_way():
+    iou = np.array([[1, 0.9, 0.9], [0.9, 1, 0.9], [0.9, 0.9, 1]], np.float32)
+    classes = np.array([0, 0, 1])
+    assert give_way(iou, [3, 7, 9], classes, RULES, reverse=False).tolist() == [False, True, False]
+    assert give_way(iou, [3, 7, 9], classes, RULES, reverse=True).tolist() == [True, False, False]
+    # One that was never hidden makes nobody give way.
+    assert not give_way(iou, [-1, 7, 9], classes, RULES, reverse=False).any()
+
+
+def test_young_tracks_without_support_end():
+    own = Probation(first_frame=10)
+    own.unmatched = 7
+    assert not own.failed(RULES)
+    own.unmatched = 8
+    assert own.failed(RULES)
+    assert own.is_over(25, RULES) and own.is_over(-5, RULES) and not own.is_over(24, RULES)
+    twin = Probation(first_frame=0)
+    for _ in range(8):
+        twin.share(3)
+    assert twin.failed(RULES)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 20), st.floats(0.2, 0.8))
+def test_holes_and_specks_go_as_scikit_image_removes_them(seed, area, share):
+    mask = np.random.default_rng(seed).random((1, 24, 24)) < share
+    logits = torch.from_numpy(np.where(mask, 3.0, -3.0))
+    cleaned = without_specks(logits, area)
+    filled = remove_small_holes(mask[0], max_size=area, connectivity=2)
+    least = min(area, int(filled.sum()) // 2)
+    expected = remove_small_objects(filled, max_size=least, connectivity=2)
+    assert ((cleaned[0] > 0).numpy() == expected).all()
+    # What stays is as the model said it.
+    assert (cleaned == logits)[0].numpy()[(mask[0] == filled) & (filled == expected)].all()
+
+
+def test_nothing_is_filled_without_an_area():
+    logits = torch.randn(2, 8, 8)
+    assert without_specks(logits, 0) is logits
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_each_pixel_goes_to_one_object_of_a_class(seed, count):
+    rng = np.random.default_rng(seed)
+    dense = np.zeros((count, 12, 16), bool)
+    for mask in dense:
+        y, x = rng.integers(0, 8, 2)
+        mask[y : y + rng.integers(1, 8), x : x + rng.integers(1, 8)] = True
+    scores, classes = rng.random(count).tolist(), rng.integers(0, 2, count)
+    kept, places = without_overlap(compact_masks([(mask, 0, 0) for mask in dense], (12, 16)), scores, classes, (12, 16))
+    expected = dense.copy()
+    for index in range(count):
+        for other in range(count):
+            if scores[other] > scores[index] and classes[other] == classes[index]:
+                expected[index] &= ~dense[other]
+    filled = expected.any(axis=(1, 2))
+    assert places.tolist() == np.flatnonzero(filled).tolist()
+    assert (kept.to_dense() == expected[filled]).all()
+
+
+def test_a_mask_that_would_shrink_is_not_remembered():
+    logits = torch.full((2, 4, 4), -5.0)
+    logits[0], logits[1, :, :] = 2.0, 3.0
+    told = without_shrunk(logits, np.zeros(2, np.int64), 0.3)
+    assert not (told[0] > 0).any() and (told[1] > 0).all()
+    assert (without_shrunk(logits, np.array([0, 1]), 0.3) == logits).all()
+
+
+def memory(value):
+    return Memory(torch.full((3, 2), float(value)), torch.full((4,), float(value)))
+
+
+def test_a_memory_is_bounded_and_keeps_what_was_seen():
+    own = ObjectMemory(MemoryLimits(frames=6, pointers=16, conditioning=4))
+    own.condition(0, memory(0))
+    for frame in range(1, 100):
+        # From frame 60 on the object is hidden.
+        own.keep(frame, memory(frame), 0.9 if frame < 60 else 0.0)
+        if frame % 16 == 0:
+            own.condition(frame, memory(frame), is_renewal=True)
+    recall = own.recall(100, reverse=False)
+    assert len(recall.spatial) <= 4 + 6 and len(recall.pointers) <= 4 + 15
+    tracked = [int(part[0, 0]) for rank, part in recall.spatial if rank]
+    # The last frame, and before it those in which it was seen.
+    assert tracked == [99, 59, 58, 57, 56, 55]
+    assert len(own.conditioning) <= 5
+    kept = sum(kept.memory.spatial.shape[0] > 0 for kept in own._recent)
+    assert kept <= 7
+
+
+def test_a_frame_pointed_at_counts_from_its_side():
+    own = ObjectMemory(MemoryLimits(frames=6, pointers=16, conditioning=4))
+    own.condition(10, memory(10))
+    assert [age for age, _ in own.recall(12, reverse=False).pointers] == [2]
+    assert [age for age, _ in own.recall(8, reverse=True).pointers] == [2]
+    # Looking ahead, its features count and its pointer does not.
+    assert own.recall(8, reverse=False).pointers == () and len(own.recall(8, reverse=False).spatial) == 1
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_scores_of_tracks_are_those_of_what_was_done_to_them():
+    truth = np.zeros((2, 12, 20, 20), bool)
+    truth[0, :, 2:10, 2:10] = True
+    truth[1, :, 11:18, 11:18] = True
+    perfect = score([Tracked(truth, truth)])
+    assert (perfect.j, perfect.hota, perfect.switches) == (1, pytest.approx(1), 0)
+    swapped = truth.copy()
+    swapped[[0, 1], 6:] = truth[[1, 0], 6:]
+    assert score([Tracked(truth, swapped)]).switches == 1.0
+    nothing = score([Tracked(truth, truth[:0])])
+    assert nothing.j == 0 and nothing.switches == 0

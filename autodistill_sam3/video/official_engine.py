@@ -8,7 +8,7 @@ prompt and one for the objects that a person pointed at. Objects of neighbouring
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -188,7 +188,7 @@ class OfficialTrackingSession:
 
     def propagate(
         self, start_frame: int = 0, max_frames: int | None = None, *, reverse: bool = False
-    ) -> Iterator[FrameTracks]:
+    ) -> Generator[FrameTracks, None, None]:
         """Track from a frame on; see `TrackingSession.propagate`.
 
         Raises:
@@ -216,7 +216,7 @@ class OfficialTrackingSession:
 
     # Runs.
 
-    def _propagate(self, start: int, max_frames: int | None, reverse: bool) -> Iterator[FrameTracks]:
+    def _propagate(self, start: int, max_frames: int | None, reverse: bool) -> Generator[FrameTracks, None, None]:
         texts: list[FrameTracks] = []
         objects: list[FrameTracks] = []
         frames = self._frames(start, max_frames, reverse)

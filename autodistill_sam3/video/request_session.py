@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
@@ -63,8 +64,9 @@ class RequestSession:
     def _look_for(self, frame_index: int, texts: Sequence[str]) -> dict[str, Any]:
         self._shown.clear()
         self._session.set_texts(texts)
-        for tracks in self._session.propagate(frame_index, 1):
-            return self._answer(tracks)
+        with contextlib.closing(self._session.propagate(frame_index, 1)) as run:
+            for tracks in run:
+                return self._answer(tracks)
         raise SettingError(f"Expected a frame that can be read, received {frame_index}: {self._clip.skipped[-1:]}")
 
     def remove_object(self, obj_id: int) -> None:
@@ -103,13 +105,15 @@ class RequestSession:
 
     def _propagate(self, direction: str, start: int, more: int) -> Iterator[dict[str, Any]]:
         if direction != "backward":
-            for tracks in self._session.propagate(start, more + 1):
-                yield self._answer(tracks)
+            with contextlib.closing(self._session.propagate(start, more + 1)) as run:
+                for tracks in run:
+                    yield self._answer(tracks)
         if direction != "forward" and start > 0 and more > 0:
             # From the start, by which objects of both directions are known to be the same.
-            for tracks in self._session.propagate(start, more + 1, reverse=True):
-                if tracks.frame_index < start:
-                    yield self._answer(tracks)
+            with contextlib.closing(self._session.propagate(start, more + 1, reverse=True)) as run:
+                for tracks in run:
+                    if tracks.frame_index < start:
+                        yield self._answer(tracks)
 
     def reset(self) -> None:
         """Forget all prompts and objects."""

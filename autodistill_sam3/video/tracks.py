@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -113,7 +113,7 @@ class TrackingSession(Protocol):
 
     def propagate(
         self, start_frame: int = 0, max_frames: int | None = None, *, reverse: bool = False
-    ) -> Iterator[FrameTracks]:
+    ) -> Generator[FrameTracks, None, None]:
         """Track from a frame on, at most so many frames, the first one included."""
         ...
 

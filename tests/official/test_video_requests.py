@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from autodistill_sam3 import SettingError
+from autodistill_sam3.ontology import PromptPairs, PromptTable
+from autodistill_sam3.video.clip_session import ClipSession, Presentation
 from autodistill_sam3.video.requests import RequestSessions
+from autodistill_sam3.video.sources import open_clip
 
 from . import narrow_video
 
@@ -102,6 +105,23 @@ def test_an_object_gives_the_same(sides):
     for first, second in zip(own, official, strict=True):
         assert first["frame_index"] == second["frame_index"]
         assert (first["outputs"]["out_binary_masks"] == second["outputs"]["out_binary_masks"]).all()
+
+
+def test_both_directions_name_objects_alike(engine, pictures, sides):
+    sides.ours.handle({"type": "add_prompt", "session_id": "same", "frame_index": 2, "text": "red circle"})
+    request = {"type": "propagate_in_video", "session_id": "same", "start_frame_index": 2}
+    by_request = {
+        answer["frame_index"]: answer["outputs"]["out_obj_ids"].tolist() for answer in sides.ours.stream(request)
+    }
+    table = PromptTable.from_ontology(PromptPairs((("red circle", "ball"),)))
+    with open_clip(pictures) as clip, engine.open(clip) as session:
+        session.set_texts(table.prompts)
+        tracks = ClipSession(clip, session, Presentation(table, "zeros", False, "auto")).track(2, direction="both")
+        by_track = {index: found.tracker_id.tolist() for index, found in tracks}
+    for found in (by_request, by_track):
+        assert list(found) == [2, 3, 1, 0]
+        assert found[2]
+        assert set(found[2]) <= set(found[1])
 
 
 def test_several_sessions_and_several_texts(engine, pictures):

@@ -20,13 +20,13 @@ from autodistill_sam3.errors import SettingError
 from autodistill_sam3.instances import tight_xyxy
 from autodistill_sam3.video.clip import Clip, Frame
 from autodistill_sam3.video.official_predictor import OfficialPredictor
-from autodistill_sam3.video.official_runs import PartRuns, loaded
+from autodistill_sam3.video.official_runs import PartRuns, box_prompt, boxes_by_object, check_prompt, loaded
 from autodistill_sam3.video.parts import Part, parts_of
 from autodistill_sam3.video.stitching import match_ids, merge_tracks, rename
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks, ObjectPrompt
 from autodistill_sam3.weights import find_bpe, find_official_code
 
-# At 720p a part of 256 frames takes 1.6 GB on the GPU, and 0.5 GB more for each object.
+# At 720p a part of 256 frames takes about 1.6 GB on the GPU, and 0.5 GB more for each object.
 PART_FRAMES = 256
 # One more than Meta's code waits before it shows an object. What is hidden for less than this keeps its id.
 OVERLAP = 16
@@ -119,7 +119,8 @@ class OfficialTrackingSession:
     at shows from the first frame in which it was pointed at, in the direction of tracking; into the next part it is
     carried as the box of its mask. What is refined of a text's object begins with the box of what was shown of it.
 
-    Nothing stays on the GPU between two results: a part is done for before its first frame is handed out.
+    Nothing stays on the GPU between two results: a part is done before its first frame is handed out. The frames that
+    it shares with the next part come with that one.
     """
 
     def __init__(self, predictor: OfficialPredictor, clip: Clip, part_frames: int, overlap: int) -> None:
@@ -153,7 +154,7 @@ class OfficialTrackingSession:
     ) -> tuple[int, FrameTracks]:
         """Add an object, or refine one; see `TrackingSession.prompt_object`."""
         self._check_open()
-        _check_prompt(prompt)
+        check_prompt(prompt)
         part = self._single(prompt.frame_index)
         if object_id is None or object_id not in self._prompt_of:
             object_id = self._new_id(NO_TEXT, object_id)
@@ -219,18 +220,34 @@ class OfficialTrackingSession:
     def _propagate(self, start: int, max_frames: int | None, reverse: bool) -> Generator[FrameTracks, None, None]:
         texts: list[FrameTracks] = []
         objects: list[FrameTracks] = []
+        waiting: list[tuple[FrameTracks, FrameTracks]] = []
+        sure: set[int] = set()
         frames = self._frames(start, max_frames, reverse)
         for number, part in enumerate(parts_of(frames, self._part_frames, self._overlap)):
             self._check_open()
-            carried = _boxes_by_object(objects[-part.shared :] if part.shared else [])
+            carried = boxes_by_object(objects[-part.shared :] if part.shared else [])
             with loaded(self._predictor, part, self._clip.hw) as runs:
-                texts = self._run_texts(runs, part, (start, reverse, number), texts[-self._overlap :])
+                texts, again = self._run_texts(runs, part, (start, reverse, number), texts[-self._overlap :])
                 objects = runs.objects(self._pointed, carried, self._prompt_of)
-            for place in range(part.shared, len(part)):
-                if _reached(part.indices[place], start, reverse):
-                    tracks = self._visible(texts[place], objects[place], reverse)
-                    self._shown[tracks.frame_index] = tracks.object_ids, tight_xyxy(tracks.masks)
-                    yield tracks
+            for pair in waiting:
+                yield from self._show(*pair, start, reverse, sure | again)
+            # What begins in the last frames may be taken back: Meta's code shows it only because the part ends there.
+            sure = {int(one) for tracks in texts[: -self._overlap] for one in tracks.object_ids}
+            rows = list(zip(texts, objects, strict=True))[part.shared :]
+            waiting = rows[-self._overlap :]
+            for pair in rows[: -self._overlap]:
+                yield from self._show(*pair, start, reverse)
+        for pair in waiting:
+            yield from self._show(*pair, start, reverse)
+
+    def _show(
+        self, texts: FrameTracks, objects: FrameTracks, start: int, reverse: bool, sure: set[int] | None = None
+    ) -> Iterator[FrameTracks]:
+        if _reached(texts.frame_index, start, reverse):
+            kept = texts if sure is None else texts.select(np.isin(texts.object_ids, list(sure)))
+            tracks = self._visible(kept, objects, reverse)
+            self._shown[tracks.frame_index] = tracks.object_ids, tight_xyxy(tracks.masks)
+            yield tracks
 
     def _frames(self, start: int, max_frames: int | None, reverse: bool) -> Iterator[Frame]:
         """From the start, or from where an object was pointed at before it."""
@@ -242,15 +259,16 @@ class OfficialTrackingSession:
 
     def _run_texts(
         self, runs: PartRuns, part: Part, run: tuple[int, bool, int], before: Sequence[FrameTracks]
-    ) -> list[FrameTracks]:
-        """What the text prompts find in each frame of a part, under this session's ids."""
+    ) -> tuple[list[FrameTracks], set[int]]:
+        """What the text prompts find in each frame of a part, under this session's ids, and what they found again."""
         start, reverse, _ = run
         places = [place for place, index in enumerate(part.indices) if _reached(index, start, reverse)]
         begins = bool(places) and places[0] >= part.shared
-        found = []
+        found, again = [], set[int]()
         for prompt, text in enumerate(self._texts if places else ()):
             tracks = runs.text(places[0], text, prompt)
             ids = match_ids(self._start if begins else before, tracks)
+            again.update(ids.values())
             for official in sorted({int(one) for frame in tracks for one in frame.object_ids} - ids.keys()):
                 key = (*run, prompt, official)
                 if key not in self._ids:
@@ -261,7 +279,7 @@ class OfficialTrackingSession:
         merged = [merge_tracks(frames) for frames in zip(*(found or [empty]), strict=True)]
         if begins:
             self._start = [merged[places[0]]]
-        return merged
+        return merged, again
 
     def _visible(self, texts: FrameTracks, objects: FrameTracks, reverse: bool) -> FrameTracks:
         """Without what was removed, and without texts' tracks of objects that have been pointed at."""
@@ -276,7 +294,7 @@ class OfficialTrackingSession:
 
     def _as_shown(self, object_id: int, frame_index: int) -> dict[int, list[ObjectPrompt]]:
         ids, boxes = self._shown.get(frame_index, (np.zeros(0, np.int64), np.zeros((0, 4), np.float32)))
-        return {frame_index: [_box_prompt(frame_index, box) for box in boxes[ids == object_id]]}
+        return {frame_index: [box_prompt(frame_index, box) for box in boxes[ids == object_id]]}
 
     def _single(self, frame_index: int) -> Part:
         frames = self._clip.frames(frame_index, frame_index + 1) if frame_index >= 0 else iter(())
@@ -301,26 +319,3 @@ class OfficialTrackingSession:
 
 def _reached(index: int, start: int, reverse: bool) -> bool:
     return index <= start if reverse else index >= start
-
-
-def _box_prompt(frame_index: int, box_xyxy: _Floats) -> ObjectPrompt:
-    return ObjectPrompt(frame_index, np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box_xyxy)
-
-
-def _boxes_by_object(frames: Sequence[FrameTracks]) -> dict[int, ObjectPrompt]:
-    """Of each object, the box of the first mask that these frames have of it."""
-    found: dict[int, ObjectPrompt] = {}
-    for tracks in frames:
-        for object_id, box in zip(tracks.object_ids.tolist(), tight_xyxy(tracks.masks), strict=True):
-            found.setdefault(object_id, _box_prompt(tracks.frame_index, box))
-    return found
-
-
-def _check_prompt(prompt: ObjectPrompt) -> None:
-    points, labels, box = prompt.points_xy, prompt.labels, prompt.box_xyxy
-    if points.shape != (len(labels), 2) or not np.isin(labels, (0, 1)).all():
-        raise SettingError(f"Expected a label of 0 or 1 for each point (x, y), received {points} and {labels}")
-    if not len(points) and box is None:
-        raise SettingError("Expected points or a box, received neither")
-    if box is not None and (box.shape != (4,) or not (box[2:] > box[:2]).all()):
-        raise SettingError(f"Expected a box (x1, y1, x2, y2) with x1 < x2 and y1 < y2, received {box}")

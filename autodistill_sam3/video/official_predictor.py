@@ -74,6 +74,11 @@ class OfficialPredictor:
             SettingError: `gpus_to_use` and `device` contradict each other, or it cannot run in this precision.
         """
         gpus, self.device = _devices(gpus_to_use, device)
+        if len(gpus) > 1 and code is not None:
+            raise SettingError(
+                f"Expected one GPU with the clone in {code}, received gpus_to_use={gpus}: Meta's code starts processes "
+                "that import the installed package. Install it instead, or use one GPU."
+            )
         self._full_precision = _in_full_precision(precision, self.device)
         _check_file(checkpoint)
         builder = import_official(code)

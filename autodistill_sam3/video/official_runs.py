@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from autodistill_sam3.errors import OutOfMemoryError
-from autodistill_sam3.instances import compact_masks
+from autodistill_sam3.errors import OutOfMemoryError, SettingError
+from autodistill_sam3.instances import compact_masks, tight_xyxy
 from autodistill_sam3.video.official_predictor import OfficialPredictor
 from autodistill_sam3.video.parts import Part
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks, ObjectPrompt
@@ -157,3 +158,28 @@ def _points(said: Sequence[ObjectPrompt], hw: tuple[int, int]) -> tuple[list[lis
         points, labels = [box.reshape(2, 2), *points], [*_CORNERS, *labels]
     relative = np.concatenate(points).astype(np.float64) / [hw[1], hw[0]]
     return relative.tolist(), labels
+
+
+def box_prompt(frame_index: int, box_xyxy: npt.NDArray[np.float32]) -> ObjectPrompt:
+    """A prompt of a (4,) box alone."""
+    return ObjectPrompt(frame_index, np.zeros((0, 2), np.float32), np.zeros(0, np.int64), box_xyxy)
+
+
+def boxes_by_object(frames: Sequence[FrameTracks]) -> dict[int, ObjectPrompt]:
+    """Of each object, the box of the first mask that these frames have of it."""
+    found: dict[int, ObjectPrompt] = {}
+    for tracks in frames:
+        for object_id, box in zip(tracks.object_ids.tolist(), tight_xyxy(tracks.masks), strict=True):
+            found.setdefault(object_id, box_prompt(tracks.frame_index, box))
+    return found
+
+
+def check_prompt(prompt: ObjectPrompt) -> None:
+    """Raise SettingError unless the prompt says something, in the shapes that it should have."""
+    points, labels, box = prompt.points_xy, prompt.labels, prompt.box_xyxy
+    if points.shape != (len(labels), 2) or not np.isin(labels, (0, 1)).all():
+        raise SettingError(f"Expected a label of 0 or 1 for each point (x, y), received {points} and {labels}")
+    if not len(points) and box is None:
+        raise SettingError("Expected points or a box, received neither")
+    if box is not None and (box.shape != (4,) or not (box[2:] > box[:2]).all()):
+        raise SettingError(f"Expected a box (x1, y1, x2, y2) with x1 < x2 and y1 < y2, received {box}")

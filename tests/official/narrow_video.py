@@ -39,11 +39,16 @@ def write_narrow_video(path: Path, seed: int = 0) -> None:
         write_random_sam3(path, narrow.clip_vocabulary(), fill)
 
 
-def narrow_engine(path: Path, *, part_frames: int = 64, overlap: int = 3) -> OfficialVideoEngine:
+def narrow_engine(path: Path, *, device: str = "cpu", part_frames: int = 64, overlap: int = 3) -> OfficialVideoEngine:
     """The engine on such a file, without the rules that remove what random weights track."""
     with narrowed_video():
         engine = OfficialVideoEngine(
-            path, narrow.clip_vocabulary(), device="cpu", part_frames=part_frames, overlap=overlap
+            path,
+            narrow.clip_vocabulary(),
+            device=device,
+            precision="fp32",
+            part_frames=part_frames,
+            overlap=overlap,
         )
     only_first_objects(engine.predictor.model)
     return engine

@@ -180,6 +180,24 @@ def test_parts_show_every_frame_once_and_keep_ids(engine, clip):
     assert set.union(*texts[:3]) & set.union(*texts[4:])
 
 
+def test_end_of_a_part_shows_only_what_the_next_one_confirms(engine, clip):
+    """Random weights track nothing that they detect, so that Meta's code takes each new object back a frame later."""
+    model = engine.predictor.model
+    model.hotstart_delay, model.hotstart_unmatch_thresh, model.new_det_thresh = 2, 1, 0.5
+
+    def shown(part_frames):
+        with in_parts(engine, part_frames, 2).open(clip) as session:
+            session.set_texts(["green"])
+            return [len(tracks) > 0 for tracks in session.propagate()]
+
+    try:
+        whole = shown(FRAMES)
+        assert whole == [False] * (FRAMES - 1) + [True]
+        assert shown(3) == whole
+    finally:
+        narrow_video.only_first_objects(model)
+
+
 def test_range_and_direction(engine, clip):
     with engine.open(clip) as session:
         session.set_texts(TEXTS[:1])
@@ -365,6 +383,29 @@ def test_process_is_the_same_between_results(video_file, clip):
     engine.close()
     with pytest.raises(SettingError, match="closed"):
         engine.open(clip).prompt_object(prompt(0, [(5, 5)], [1]))
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_masks_of_the_cpu(engine, video_file, clip):
+    """On a GPU it is what Meta's own builder makes, without the patches for the CPU."""
+
+    def run(one):
+        with nothing_leaks(), one.open(clip) as session:
+            session.set_texts(TEXTS)
+            session.prompt_object(prompt(1, box=(20, 30, 90, 100)))
+            return list(session.propagate())
+
+    with nothing_leaks():
+        other = narrow_video.narrow_engine(video_file, device="cuda")
+    before = torch.cuda.memory_allocated()
+    found = run(other)
+    assert torch.cuda.memory_allocated() == before
+    other.close()
+    for ours, expected in zip(found, run(engine), strict=True):
+        assert ours.object_ids.tolist() == expected.object_ids.tolist()
+        for number, mask in dense(expected).items():
+            other_mask = dense(ours)[number]
+            assert (mask & other_mask).sum() > 0.9 * (mask | other_mask).sum() or mask.sum() < 50
 
 
 # What it refuses.

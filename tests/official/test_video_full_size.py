@@ -48,7 +48,7 @@ def test_comparison_with_the_narrow_model(tmp_path, monkeypatch):
 
     measure()
     found = {row["key"]: row for row in rows.rows}
-    assert len(found) == 5 + 3 * 2
+    assert len(found) == 6 + 3 * 2
     official = found["compare|Meta's predictor"]
     # Only pixels in fp16 set it apart from the reference.
     assert official["scores"] < 1e-2
@@ -56,6 +56,10 @@ def test_comparison_with_the_narrow_model(tmp_path, monkeypatch):
     # The first frame of a run is made again from the memory of it, at a resolution that is a sixteenth here.
     assert found["compare|OfficialVideoEngine"]["IoU first"] > 0.8
     assert found["compare|OfficialVideoEngine"]["IoU 3-5"] > 0.9
+    with_token = found["compare|transformers' Sam3VideoModel with the token, fp32"]
+    assert with_token["scores"] < 1e-5
+    assert with_token["detected"] < 1e-4
+    assert with_token["least IoU first"] > 0.999
     for key, row in found.items():
         if key.startswith("speed"):
             assert row["frames"] == plan.frames
@@ -85,6 +89,8 @@ def test_rows_end_and_go_on(tmp_path, capsys):
     rows.measure("b", fail)
     rows.measure("c", lambda: {"fps": 1.0})
     assert "a: no time" in capsys.readouterr().out
+    with path.open("a") as file:
+        file.write('{"key": "d", "fp')
     rows = video_full_size.Rows(path)
     assert [row["key"] for row in rows.rows] == ["c"]
     rows.measure("c", fail)

@@ -28,8 +28,7 @@ The reference of the first table is Meta's predictor in fp32 without TF32, given
 largest difference from it, divided by how far its values reach from their mean: of the 200 queries' mask logits in the
 first frame ("mask logits"), and of the tracker's logits of all objects in later frames; scores are compared as they
 are. Objects are matched in the first frame, with what the reference answers to the prompt, and "IoU" is the mean (and
-the least) over the frames' masks under these ids; "-" is what a way does not let be seen. Later frames differ because
-{why}.
+the least) over the frames' masks under these ids; "-" is what a way does not let be seen. {why}
 
 Frames a second are of the whole clip with all classes, from its frames in memory to masks on the CPU, after a warm-up;
 Meta's predictor runs the clip once per class, as it must, with its share of the objects, rounded up.
@@ -37,9 +36,11 @@ Meta's predictor runs the clip once per class, as it must, with its share of the
 Output of one {device}, torch {torch}, transformers {transformers}.
 """
 _WHY = """\
-Meta's code encodes the prompted frame twice, once from the detection and once from its own answer, and leaves frames in
-which an object is uncertain out of its memory; transformers' does neither, and makes an object's first mask of logits
-above 0.5 instead of 0"""
+Of a run, Meta's predictor says the
+prompted frame again, from its memory of the detection instead of the detection. transformers' model leaves out a token
+of the detector (the row "with the token" has it) and makes an object's first mask of logits above 0.5 at low resolution
+instead of 0 at four times that; Meta's leaves frames in which an object is uncertain out of its memory. So later frames
+differ."""
 
 
 def markdown(rows: Sequence[Row], device: str) -> str:

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
@@ -130,7 +131,10 @@ class TransformersWay:
         device: str,
         precision: Precision = "auto",
         adapt: Callable[[dict[str, Any]], None] = lambda config: None,
+        *,
+        with_token: bool = False,
     ) -> None:
+        """With Meta's token of the geometry encoder, if asked for, which plain transformers leaves out."""
         from safetensors.torch import load_file
         from transformers import AutoTokenizer, Sam3VideoConfig, Sam3VideoModel, Sam3VideoProcessor
 
@@ -144,6 +148,12 @@ class TransformersWay:
         self._processor = Sam3VideoProcessor.__new__(Sam3VideoProcessor)
         self._device = torch.device(device)
         self._dtype = autocast_dtype(precision, self._device)
+        if with_token:
+            no_box = {
+                "input_boxes": torch.zeros(1, 1, 4, device=device),
+                "input_boxes_labels": torch.full((1, 1), -10, device=device),
+            }
+            self.model.detector_model.forward = partial(self.model.detector_model.forward, **no_box)
 
     def track(self, images: Sequence[Array], prompts: Sequence[str]) -> Iterator[Any]:
         session = self._session(images)

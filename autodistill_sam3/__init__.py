@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         SettingError,
         VideoError,
     )
-    from autodistill_sam3.video import SAM3Video
+    from autodistill_sam3.video import SAM3Video, sam3_inference, video_masks
 
 __version__ = "0.1.0"
 
@@ -50,10 +50,12 @@ __all__ = [
     "SegmentAnything3",
     "SettingError",
     "VideoError",
+    "sam3_inference",
+    "video_masks",
 ]
 
 _BASE_MODELS = frozenset({"Florence2", "GroundedSAM3", "SegmentAnything3"})
-_VIDEO = frozenset({"SAM3Video"})
+_VIDEO = frozenset({"SAM3Video", "sam3_inference", "video_masks"})
 
 
 def __getattr__(name: str) -> Any:

@@ -151,6 +151,8 @@ def test_public_surface():
         "SettingError",
         "VideoError",
     }
-    assert set(autodistill_sam3.__all__) == errors | {"Florence2", "GroundedSAM3", "SAM3Video", "SegmentAnything3"}
-    for name in autodistill_sam3.__all__:
+    classes = {"Florence2", "GroundedSAM3", "SAM3Video", "SegmentAnything3"}
+    assert set(autodistill_sam3.__all__) == errors | classes | {"sam3_inference", "video_masks"}
+    for name in set(autodistill_sam3.__all__) - {"sam3_inference"}:
         assert getattr(autodistill_sam3, name).__name__ == name
+    assert autodistill_sam3.sam3_inference is autodistill_sam3.video_masks

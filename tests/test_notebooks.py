@@ -62,3 +62,25 @@ def test_from_a_folder_to_a_trained_model(tmp_path, monkeypatch, capsys):
     assert len(names["dataset"]) == 12
     assert names["distilled"].results.teacher_ms > 0
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_a_clip(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, pictures = run_notebook(NOTEBOOKS / "video.ipynb")
+    drawn, tracked, followed = names["drawn"], names["tracked"], names["followed"]
+    assert "yellow square" in capsys.readouterr().out
+    assert len(tracked) == len(drawn.frames) == len(followed)
+    # Each object keeps its number as long as it is to be seen.
+    numbers = {number for found in tracked.values() for number in found.tracker_id.tolist()}
+    assert len(numbers) == len(drawn.masks)
+    assert all(found.tracker_id.tolist() == [names["number"]] for found in followed.values())
+    truth = drawn.masks[names["largest"]]
+    overlaps = [
+        (found.mask[0] & mask).sum() / (found.mask[0] | mask).sum()
+        for found, mask in zip(followed.values(), truth, strict=True)
+    ]
+    assert np.mean(overlaps) > 0.8
+    assert names["masks"].flatten(1).any(1).tolist() == [True] * 4 + [False] * 6
+    sheets = [picture for picture in pictures if isinstance(picture, Image.Image)]
+    assert [np.asarray(picture).std() > 10 for picture in sheets] == [True, True]
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["clip.mp4"]

@@ -154,12 +154,18 @@ class ClipSession:
         if direction not in get_args(Direction):
             raise SettingError(f"Expected direction to be one of {get_args(Direction)}, received {direction!r}")
         start = self._default_start(direction) if start_frame is None else start_frame
-        runs = [self._session.propagate(start, max_frames, reverse=direction == "backward")]
-        rest = None if max_frames is None else max_frames - 1
-        if direction == "both" and start > 0 and rest != 0:
-            # It must not begin before the first one has ended.
-            runs.append(tracks for _ in [0] for tracks in self._session.propagate(start - 1, rest, reverse=True))
+        runs: list[Iterator[FrameTracks]] = [
+            self._session.propagate(start, max_frames, reverse=direction == "backward")
+        ]
+        if direction == "both" and start > 0 and max_frames != 1:
+            runs.append(self._back_from(start, max_frames))
         return self._present(runs, compact)
+
+    def _back_from(self, start: int, max_frames: int | None) -> Iterator[FrameTracks]:
+        """What comes before a frame; that one is seen again, by which engines know objects of both directions."""
+        for tracks in self._session.propagate(start, max_frames, reverse=True):
+            if tracks.frame_index < start:
+                yield tracks
 
     def _present(self, runs: Sequence[Iterator[FrameTracks]], compact: bool) -> Iterator[tuple[int, sv.Detections]]:
         for tracks in itertools.chain.from_iterable(runs):

@@ -25,9 +25,10 @@ DEFAULT_EVERY = 10
 
 @dataclass(frozen=True)
 class Detecting:
-    """How objects are found.
+    """What is looked for, and how.
 
     Attributes:
+        prompts: Text prompts; nothing is detected without.
         class_of_prompt: For each text prompt, its class id.
         min_scores: For each text prompt, what a detection must exceed.
         retry_scores: The same for frames in which nothing is seen with those; None to leave such frames empty.
@@ -36,6 +37,7 @@ class Detecting:
         propose_every: Frames from one to the next for which boxes are asked.
     """
 
+    prompts: tuple[str, ...] = ()
     class_of_prompt: tuple[int, ...] = ()
     min_scores: tuple[float, ...] = ()
     retry_scores: tuple[float, ...] | None = None
@@ -78,28 +80,26 @@ class FrameViewer:
     Attributes:
         segmenter: SAM 3's image half.
         tracker: Its other half, on the same ViT features.
-        detecting: How objects are found.
     """
 
     segmenter: TransformersSegmenter
     tracker: MemoryTracker
-    detecting: Detecting
 
     @property
     def is_on_gpu(self) -> bool:
         """Whether batches of frames pay."""
         return self.segmenter.device.type != "cpu"
 
-    def see(self, frames: Sequence[Frame], prompts: Sequence[str]) -> list[Seen]:
-        """What the models say of frames, as one batch; without prompts, nothing is detected."""
+    def see(self, frames: Sequence[Frame], detecting: Detecting) -> list[Seen]:
+        """What the models say of frames, as one batch."""
         images = [frame.image for frame in frames]
         features = self.segmenter.encode(images)
         nothing = MaskLogits.empty(self.segmenter.mask_side, self.segmenter.device)
-        texts, boxed, detecting = [nothing] * len(frames), [nothing] * len(frames), self.detecting
-        if prompts and detecting.use_text:
-            texts = self.segmenter.detect(features, prompts, detecting.retry_scores or detecting.min_scores)
+        texts, boxed = [nothing] * len(frames), [nothing] * len(frames)
+        if detecting.prompts and detecting.use_text:
+            texts = self.segmenter.detect(features, detecting.prompts, detecting.retry_scores or detecting.min_scores)
         key = [place for place, frame in enumerate(frames) if frame.index % detecting.propose_every == 0]
-        if prompts and detecting.propose is not None and key:
+        if detecting.prompts and detecting.propose is not None and key:
             boxes = [Boxes.empty()] * len(frames)
             for place, found in zip(key, detecting.propose([images[place] for place in key]), strict=True):
                 boxes[place] = found

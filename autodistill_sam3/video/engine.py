@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Sequence
+
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 from autodistill_sam3.video.association import TrackingRules
 from autodistill_sam3.video.clip import Clip
@@ -14,7 +17,7 @@ class TransformersVideoEngine:
 
     Args:
         segmenter: With its weights.
-        detecting: How objects are found.
+        detecting: Text prompts -> how they are looked for.
         rules: By which tracks begin and end; None takes the checkpoint's.
 
     Raises:
@@ -22,20 +25,23 @@ class TransformersVideoEngine:
     """
 
     def __init__(
-        self, segmenter: TransformersSegmenter, detecting: Detecting, rules: TrackingRules | None = None
+        self,
+        segmenter: TransformersSegmenter,
+        detecting: Callable[[Sequence[str]], Detecting],
+        rules: TrackingRules | None = None,
     ) -> None:
-        self._viewer = FrameViewer(segmenter, segmenter.tracker(), detecting)
+        self._viewer, self._detecting = FrameViewer(segmenter, segmenter.tracker()), detecting
         self._rules = rules or TrackingRules.from_config(segmenter.config)
-        self._session: TransformersTrackingSession | None = None
+        self._sessions: weakref.WeakSet[TransformersTrackingSession] = weakref.WeakSet()
 
     def open(self, clip: Clip) -> TransformersTrackingSession:
-        """Begin with a clip, and close the session before."""
-        self.close()
-        self._session = TransformersTrackingSession(self._viewer, self._rules, clip)
-        return self._session
+        """Begin with a clip; several may be open."""
+        session = TransformersTrackingSession(self._viewer, self._detecting, self._rules, clip)
+        self._sessions.add(session)
+        return session
 
     def close(self) -> None:
         """Close what is open."""
-        if self._session is not None:
-            self._session.close()
-        self._session = None
+        for session in list(self._sessions):
+            session.close()
+        self._sessions.clear()

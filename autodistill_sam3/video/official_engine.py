@@ -7,7 +7,8 @@ prompt and one for the objects that a person pointed at. Objects of neighbouring
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -73,7 +74,7 @@ class OfficialVideoEngine:
         self.predictor = OfficialPredictor(
             checkpoint, bpe_path, gpus_to_use, code=code, device=device, precision=precision
         )
-        self._session: OfficialTrackingSession | None = None
+        self._sessions: weakref.WeakSet[OfficialTrackingSession] = weakref.WeakSet()
 
     @classmethod
     def load(
@@ -98,17 +99,16 @@ class OfficialVideoEngine:
         return cls(checkpoint, vocabulary, gpus_to_use, code=code, device=device, precision=precision)
 
     def open(self, clip: Clip) -> OfficialTrackingSession:
-        """Begin with a clip; the one before is closed."""
-        if self._session is not None:
-            self._session.close()
-        self._session = OfficialTrackingSession(self.predictor, clip, self._part_frames, self._overlap)
-        return self._session
+        """Begin with a clip; several may be open."""
+        session = OfficialTrackingSession(self.predictor, clip, self._part_frames, self._overlap)
+        self._sessions.add(session)
+        return session
 
     def close(self) -> None:
         """Close what is open and give back memory; closing twice is harmless."""
-        if self._session is not None:
-            self._session.close()
-        self._session = None
+        for session in list(self._sessions):
+            session.close()
+        self._sessions.clear()
         self.predictor.close()
 
 
@@ -133,6 +133,7 @@ class OfficialTrackingSession:
     def _forget(self) -> None:
         # Which prompt found each object.
         self._prompt_of: dict[int, int] = {}
+        self._next_id = 0
         # What a person said of an object in each frame, in the order in which it was said.
         self._pointed: dict[int, dict[int, list[ObjectPrompt]]] = {}
         self._removed: set[int] = set()
@@ -148,16 +149,22 @@ class OfficialTrackingSession:
         self.reset()
         self._texts = tuple(prompts)
 
-    def prompt_object(self, prompt: ObjectPrompt, object_id: int | None = None) -> tuple[int, FrameTracks]:
+    def prompt_object(
+        self, prompt: ObjectPrompt, object_id: int | None = None, *, replace: bool = False
+    ) -> tuple[int, FrameTracks]:
         """Add an object, or refine one; see `TrackingSession.prompt_object`."""
         self._check_open()
         check_prompt(prompt)
         part = self._single(prompt.frame_index)
-        if object_id is None:
-            object_id = self._new_id(NO_TEXT)
+        if object_id is None or object_id not in self._prompt_of:
+            object_id = self._new_id(NO_TEXT, object_id)
         self._check_object(object_id)
-        said = self._pointed.get(object_id) or self._as_shown(object_id, prompt.frame_index)
-        said = {**said, prompt.frame_index: [*said.get(prompt.frame_index, ()), prompt]}
+        shown = self._as_shown(object_id, prompt.frame_index)
+        said = self._pointed.get(object_id) or shown
+        earlier = said.get(prompt.frame_index, ())
+        if replace:
+            earlier = () if self._prompt_of[object_id] == NO_TEXT else shown[prompt.frame_index]
+        said = {**said, prompt.frame_index: [*earlier, prompt]}
         with loaded(self._predictor, part, self._clip.hw) as runs:
             tracks = runs.object(object_id, said[prompt.frame_index], self._prompt_of[object_id])
         self._pointed[object_id] = said
@@ -168,7 +175,11 @@ class OfficialTrackingSession:
         self._check_open()
         self._check_object(object_id)
         self._pointed.pop(object_id, None)
-        self._removed.add(object_id)
+        if self._prompt_of[object_id] == NO_TEXT:
+            del self._prompt_of[object_id]
+        else:
+            # The text will find it again.
+            self._removed.add(object_id)
 
     def reset(self) -> None:
         """Forget prompts and objects; the clip stays open."""
@@ -178,7 +189,7 @@ class OfficialTrackingSession:
 
     def propagate(
         self, start_frame: int = 0, max_frames: int | None = None, *, reverse: bool = False
-    ) -> Iterator[FrameTracks]:
+    ) -> Generator[FrameTracks, None, None]:
         """Track from a frame on; see `TrackingSession.propagate`.
 
         Raises:
@@ -206,7 +217,7 @@ class OfficialTrackingSession:
 
     # Runs.
 
-    def _propagate(self, start: int, max_frames: int | None, reverse: bool) -> Iterator[FrameTracks]:
+    def _propagate(self, start: int, max_frames: int | None, reverse: bool) -> Generator[FrameTracks, None, None]:
         texts: list[FrameTracks] = []
         objects: list[FrameTracks] = []
         waiting: list[tuple[FrameTracks, FrameTracks]] = []
@@ -291,8 +302,9 @@ class OfficialTrackingSession:
             return part
         raise SettingError(f"{self._clip.name} has no frame {frame_index} that can be read")
 
-    def _new_id(self, prompt: int) -> int:
-        object_id = len(self._prompt_of)
+    def _new_id(self, prompt: int, object_id: int | None = None) -> int:
+        object_id = self._next_id if object_id is None else object_id
+        self._next_id = max(self._next_id, object_id + 1)
         self._prompt_of[object_id] = prompt
         return object_id
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import numpy as np
 import supervision as sv
 
 from autodistill_sam3.devices import Precision
 from autodistill_sam3.errors import SettingError
-from autodistill_sam3.grounding import Grounder
-from autodistill_sam3.images import RGBImage
-from autodistill_sam3.instances import Boxes
 from autodistill_sam3.ontology import Ontology, Prompting, PromptTable
 from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, segmenter_identity
 from autodistill_sam3.thresholds import Thresholds
 from autodistill_sam3.video.clip_session import ClipSession, Direction, OnEmpty, Presentation
-from autodistill_sam3.video.detections import DEFAULT_EVERY, Detecting
+from autodistill_sam3.video.detections import DEFAULT_EVERY
+from autodistill_sam3.video.looking import Lookout
 from autodistill_sam3.video.prompts import Coordinates
+from autodistill_sam3.video.requests import RequestSessions
 from autodistill_sam3.video.sources import ClipInput, open_clip
 from autodistill_sam3.video.tracks import VideoEngine
 from autodistill_sam3.weights import FLORENCE2, SAM3, find_checkpoint, florence2_argument, sha256_of
 
 OverlappingClasses = Literal["best", "keep"]
-
-# Of a class's threshold, in frames in which nothing reaches it.
-RETRY_SHARE = 0.5
 
 
 class SAM3Video:
@@ -62,6 +57,7 @@ class SAM3Video:
         CheckpointNotFoundError, CheckpointError, DeviceError, OntologyError, SettingError
 
     Example:
+        >>> import numpy as np
         >>> from autodistill_sam3.ontology import PromptPairs
         >>> frames = [np.full((48, 64, 3), 127, np.uint8)] * 2
         >>> with SAM3Video(PromptPairs((("red circle", "ball"),)), checkpoint="shapes", device="cpu") as video:
@@ -111,6 +107,7 @@ class SAM3Video:
             self.florence2_checkpoint = find_checkpoint(FLORENCE2, florence2_argument(checkpoint, florence2_checkpoint))
         self._session: ClipSession | None = None
         self._engine: VideoEngine = self._load(device, precision, gpus_to_use)
+        self._requests = RequestSessions(self._engine)
 
     def track(
         self,
@@ -165,6 +162,23 @@ class SAM3Video:
         self._session = ClipSession(clip, session, self._presentation)
         return self._session
 
+    def handle_request(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a request as Meta's predictor does: a dictionary in, a dictionary out; see `RequestSessions`.
+
+        Raises:
+            SettingError: The request is of an unknown type, lacks keys, or names an unknown session.
+            VideoError: The clip of "start_session" cannot be read.
+        """
+        return self._requests.handle(request)
+
+    def handle_stream_request(self, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Answer "propagate_in_video" as Meta's predictor does, frame by frame; see `RequestSessions`.
+
+        Raises:
+            SettingError: As :meth:`handle_request`, before the first frame is asked for.
+        """
+        return self._requests.stream(request)
+
     def close_session(self) -> None:
         """Close the clip that is open, if any."""
         if self._session is not None:
@@ -174,6 +188,7 @@ class SAM3Video:
     def close(self) -> None:
         """Give back memory; closing twice is harmless. The weights go with the object."""
         self.close_session()
+        self._requests.close()
         self._engine.close()
 
     def __enter__(self) -> Self:
@@ -211,7 +226,7 @@ class SAM3Video:
         segmenter = TransformersSegmenter.load(
             self.checkpoint, bpe_path=self.bpe_path, device=device, precision=precision
         )
-        return TransformersVideoEngine(segmenter, self._detecting(device, precision))
+        return TransformersVideoEngine(segmenter, self._lookout(device, precision))
 
     def _load_official(self, device: str | None, gpus_to_use: Sequence[int] | None) -> VideoEngine:
         from autodistill_sam3.video.official_engine import OfficialVideoEngine
@@ -220,36 +235,32 @@ class SAM3Video:
             raise SettingError(f"Expected prompting='text' with backend='sam3', received {self.prompting!r}")
         return OfficialVideoEngine.load(self.checkpoint, bpe_path=self.bpe_path, gpus_to_use=gpus_to_use, device=device)
 
-    def _detecting(self, device: str | None, precision: Precision) -> Detecting:
-        names = [self.table.classes[index] for index in self.table.class_of_prompt]
-        floors = tuple(self.thresholds.for_text(name) for name in names)
-        propose = None
-        if self.florence2_checkpoint is not None and names:
+    def _lookout(self, device: str | None, precision: Precision) -> Lookout:
+        grounder = None
+        if self.florence2_checkpoint is not None:
             from autodistill_sam3.grounding.florence2 import Florence2Grounder
 
             grounder = Florence2Grounder.load(self.florence2_checkpoint, device=device, precision=precision)
-            minima = np.array([self.thresholds.for_boxes(name) for name in names], dtype=np.float32)
-            propose = partial(_propose, grounder, self.table.prompts, minima)
-        is_retried = self._presentation.on_empty == "retry"
-        return Detecting(
-            class_of_prompt=self.table.class_of_prompt,
-            min_scores=floors,
-            retry_scores=tuple(RETRY_SHARE * floor for floor in floors) if is_retried else None,
+        return Lookout(
+            self.table,
+            self.thresholds,
             use_text=self.prompting != "boxes",
-            propose=propose,
-            propose_every=self.key_frames,
+            grounder=grounder,
+            key_frames=self.key_frames,
+            is_retried=self._presentation.on_empty == "retry",
         )
-
-
-def _propose(grounder: Grounder, prompts: Sequence[str], minima: Any, images: Sequence[RGBImage]) -> list[Boxes]:
-    """Boxes that are worth a mask."""
-    found = grounder.ground(images, prompts)
-    return [boxes.select(boxes.scores >= minima[boxes.prompt_index]) for boxes in found]
 
 
 def _until_closed(
     session: ClipSession, found: Iterator[tuple[int, sv.Detections]]
 ) -> Iterator[tuple[int, sv.Detections]]:
     """The same, closing the session at the end, whichever it is."""
-    with session:
-        yield from found
+
+    def run() -> Iterator[tuple[int, sv.Detections]]:
+        with session:
+            yield from found
+
+    running = run()
+    # A generator that nobody has asked for anything never enters its `with` block.
+    weakref.finalize(running, session.close).atexit = False
+    return running

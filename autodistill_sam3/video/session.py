@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from autodistill_sam3.queueing import groups_ahead
 from autodistill_sam3.segmentation.memory import Decoded
 from autodistill_sam3.video.association import ANY_CLASS, Association, Probation, TrackingRules
 from autodistill_sam3.video.clip import Clip, Frame
-from autodistill_sam3.video.detections import Detections, FrameViewer, Seen, detections_of
+from autodistill_sam3.video.detections import Detecting, Detections, FrameViewer, Seen, detections_of
 from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory, TrackedObject
 from autodistill_sam3.video.prompts import as_points, one_box
 from autodistill_sam3.video.step import FrameStep, adopt
@@ -35,9 +35,11 @@ FRAMES_PER_PASS = 8
 class TransformersTrackingSession:
     """A `TrackingSession` of this package's engine."""
 
-    def __init__(self, viewer: FrameViewer, rules: TrackingRules, clip: Clip) -> None:
-        self._viewer, self._rules, self._clip = viewer, rules, clip
-        self._prompts: tuple[str, ...] = ()
+    def __init__(
+        self, viewer: FrameViewer, detecting: Callable[[Sequence[str]], Detecting], rules: TrackingRules, clip: Clip
+    ) -> None:
+        self._viewer, self._detecting_of, self._rules, self._clip = viewer, detecting, rules, clip
+        self._detecting = Detecting()
         self._objects: dict[int, TrackedObject] = {}
         self._next_id = 0
         self._is_open = True
@@ -50,12 +52,12 @@ class TransformersTrackingSession:
     def set_texts(self, prompts: Sequence[str]) -> None:
         """Look for these text prompts from now on, and forget all that was tracked."""
         self.reset()
-        self._prompts = tuple(prompts)
+        self._detecting = self._detecting_of(prompts)
 
     def reset(self) -> None:
         """Forget prompts and objects; the clip stays open."""
         self._check_open()
-        self._prompts, self._next_id = (), 0
+        self._detecting, self._next_id = Detecting(), 0
         self._objects.clear()
 
     def close(self) -> None:
@@ -78,7 +80,9 @@ class TransformersTrackingSession:
             raise SettingError(f"Expected the id of a tracked object, of which there are {known}, received {object_id}")
         del self._objects[object_id]
 
-    def prompt_object(self, prompt: ObjectPrompt, object_id: int | None = None) -> tuple[int, FrameTracks]:
+    def prompt_object(
+        self, prompt: ObjectPrompt, object_id: int | None = None, *, replace: bool = False
+    ) -> tuple[int, FrameTracks]:
         """Add an object, or refine one; see `TrackingSession.prompt_object`."""
         self._check_open()
         frame = self._frame(prompt.frame_index)
@@ -86,19 +90,19 @@ class TransformersTrackingSession:
         if own is None:
             own = self._new(object_id, ANY_CLASS, NO_TEXT, "prompt", 1.0)
         points, labels = as_points(prompt, self._clip.hw)
-        if prompt.frame_index in own.prompts:
+        if prompt.frame_index in own.prompts and not replace:
             earlier = own.prompts[prompt.frame_index]
             points, labels = np.concatenate([earlier[0], points]), np.concatenate([earlier[1], labels])
         # The corners of a box come first, and the last box counts.
         points, labels = one_box(points, labels)
-        step = self._step(self._viewer.see([frame], ())[0], reverse=False)
+        step = self._step(self._viewer.see([frame], Detecting())[0], reverse=False)
         logits = step.point_at(own, points, labels)
         self._objects[own.object_id] = own
         return own.object_id, step.show([own], logits, [own.confidence])
 
     def propagate(
         self, start_frame: int = 0, max_frames: int | None = None, *, reverse: bool = False
-    ) -> Iterator[FrameTracks]:
+    ) -> Generator[FrameTracks, None, None]:
         """Track from a frame on; see `TrackingSession.propagate`."""
         self._check_open()
         total = self._clip.num_frames
@@ -144,7 +148,7 @@ class TransformersTrackingSession:
         groups = groups_ahead(frames, FRAMES_PER_PASS) if is_ahead else ([frame] for frame in frames)
         with contextlib.closing(groups):
             for group in groups:
-                for seen in self._viewer.see(group, self._prompts):
+                for seen in self._viewer.see(group, self._detecting):
                     yield self._advance(seen, start, reverse)
 
     def _advance(self, seen: Seen, start: int, reverse: bool) -> FrameTracks:
@@ -152,9 +156,9 @@ class TransformersTrackingSession:
         step, frame = self._step(seen, reverse=reverse), seen.frame.index
         objects = [own for own in self._objects.values() if own.lives_at(frame, reverse=reverse)]
         carried = step.carry(objects)
-        detected = detections_of(seen, self._viewer.detecting, self._rules, retry=False)
+        detected = detections_of(seen, self._detecting, self._rules, retry=False)
         if not len(detected) and not (carried.logits > 0).any():
-            detected = detections_of(seen, self._viewer.detecting, self._rules, retry=True)
+            detected = detections_of(seen, self._detecting, self._rules, retry=True)
         association = step.match(objects, carried, detected)
         # Before the tracks that it ends are gone.
         self._judge(frame, objects, carried, detected, association)

@@ -47,7 +47,8 @@ class FrameStep:
         """Masks of objects by what they remember; where one was pointed at in this frame, that mask."""
         recalls = [own.memory.recall(self.frame_index, reverse=self.reverse) for own in objects]
         told = self.tracker.propagate(self.maps, recalls, self.max_pointers)
-        logits, object_logits = self.clean(told.logits), told.object_logits.clone()
+        # Copies: what the model answers under inference mode cannot be written to.
+        logits, object_logits = self.clean(told.logits).clone(), told.object_logits.clone()
         for place, own in enumerate(objects):
             if self.frame_index in own.shown:
                 logits[place] = own.shown[self.frame_index].to(logits.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -81,12 +81,15 @@ class TrackingSession(Protocol):
         """Look for these text prompts from now on, and forget all that was tracked."""
         ...
 
-    def prompt_object(self, prompt: ObjectPrompt, object_id: int | None = None) -> tuple[int, FrameTracks]:
-        """Add an object, or refine the one with this id: its earlier prompts on this frame count, too.
+    def prompt_object(
+        self, prompt: ObjectPrompt, object_id: int | None = None, *, replace: bool = False
+    ) -> tuple[int, FrameTracks]:
+        """Add an object, or refine the one with this id.
 
         Args:
             prompt: Where it is.
             object_id: Of an object to refine, or the id for a new one; by default the next free one for a new one.
+            replace: Whether the object's earlier prompts on this frame are forgotten; else they count, too.
 
         Returns:
             The object's id, and what the frame shows of it.
@@ -110,7 +113,7 @@ class TrackingSession(Protocol):
 
     def propagate(
         self, start_frame: int = 0, max_frames: int | None = None, *, reverse: bool = False
-    ) -> Iterator[FrameTracks]:
+    ) -> Generator[FrameTracks, None, None]:
         """Track from a frame on, at most so many frames, the first one included."""
         ...
 
@@ -124,7 +127,7 @@ class TrackingSession(Protocol):
 
 
 class VideoEngine(Protocol):
-    """A model that tracks; `open` may be called again and again, one clip at a time."""
+    """A model that tracks; several clips may be open, as sessions hold what is theirs."""
 
     def open(self, clip: Clip) -> TrackingSession:
         """Begin with a clip, which stays the caller's to close."""

@@ -58,7 +58,7 @@ def sessions(engine):
 def in_parts(engine, part_frames, overlap):
     """The same model, with other settings."""
     other = OfficialVideoEngine.__new__(OfficialVideoEngine)
-    other.__dict__ |= engine.__dict__ | {"_part_frames": part_frames, "_overlap": overlap, "_session": None}
+    other.__dict__ |= engine.__dict__ | {"_part_frames": part_frames, "_overlap": overlap}
     return other
 
 
@@ -240,8 +240,29 @@ def test_removed_objects_stay_away(engine, clip):
         for number in (gone, pointed, 99):
             with pytest.raises(SettingError, match=f"no object {number}"):
                 session.remove_object(number)
-            with pytest.raises(SettingError, match=f"no object {number}"):
-                session.prompt_object(prompt(0, [(5, 5)], [1]), number)
+        with pytest.raises(SettingError, match=f"no object {gone}"):
+            session.prompt_object(prompt(0, [(5, 5)], [1]), gone)
+
+
+def test_ids_of_new_objects_may_be_chosen(engine, clip):
+    with engine.open(clip) as session:
+        assert [session.prompt_object(prompt(0, [(30, 40)], [1]), 7)[0] for _ in range(2)] == [7, 7]
+        assert session.prompt_object(prompt(0, [(80, 90)], [1]))[0] == 8
+        session.remove_object(7)
+        assert session.prompt_object(prompt(0, [(30, 40)], [1]), 7)[0] == 7
+        assert [tracks.object_ids.tolist() for tracks in session.propagate(0, 1)] == [[7, 8]]
+
+
+def test_what_was_said_can_be_replaced(engine, clip):
+    point, other = prompt(0, [(30, 40)], [1]), prompt(0, [(80, 90)], [1])
+    with engine.open(clip) as session:
+        alone = dense(session.prompt_object(point, 0)[1])[0]
+        session.prompt_object(other, 1)
+        both = dense(session.prompt_object(point, 1)[1])[1]
+        session.prompt_object(other, 2)
+        replaced = dense(session.prompt_object(point, 2, replace=True)[1])[2]
+    assert (replaced == alone).all()
+    assert not (both == alone).all()
 
 
 def test_object_of_a_text_can_be_refined(engine, clip):

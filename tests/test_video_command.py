@@ -41,7 +41,7 @@ from autodistill_sam3.video.writing import VideoWriter
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 WH = (96, 72)
-LENGTH = 5
+LENGTH = 4
 RATE = 10.0
 # Of the clips' drawings.
 SEEDS = {"a clip.mp4": 17, "далеко/a clip.mp4": 10, "frames.of 8": 8}
@@ -184,9 +184,10 @@ def test_overlays_are_the_clips_with_objects_painted(tracked, clips):
                 far[max(y1 - 24, 0) : y2 + 4, : x2 + 60] = False
             inside.append(change[covered])
             outside.append(change[far])
-        assert np.concatenate(outside).mean() < 25
+        # What encoding alone changes, in small pictures full of colours.
+        assert np.concatenate(outside).mean() < 45
         if len(tracks):
-            assert np.concatenate(inside).mean() > 60
+            assert np.concatenate(inside).mean() > 90
 
 
 def test_dataset_holds_the_chosen_frames_and_no_clip_is_in_two_splits(tracked):
@@ -230,15 +231,21 @@ def test_dataset_is_taken_by_other_commands(tracked, tmp_path, capsys):
     assert loaded.classes == ["ball", "blue square"]
 
 
-def test_a_rerun_changes_nothing_and_other_settings_are_refused(tracked, clips, capsys):
+def plan_of(clips, output, **keywords):
+    """What `FLAGS` ask for."""
+    return TrackingPlan(clips, output, **{"every": 2, "valid_share": 0.5, "render": True, "progress": False} | keywords)
+
+
+def test_a_rerun_changes_nothing_and_other_settings_are_refused(tracked, clips, video):
     before = digest(tracked)
     times = {path: path.stat().st_mtime_ns for path in tracked.glob("[tof]*/**/*") if path.is_file()}
-    command = ["video", *map(str, clips), *FLAGS, "--render", "--output", str(tracked)]
-    assert main(command) == 0
+    result = track_clips(video, plan_of(clips, tracked))
+    assert [clip.name for clip in result.clips] == NAMES
+    assert len(result.dataset) == sum(len(clip.chosen) for clip in result.clips)
     assert digest(tracked) == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert main([*command, "--every", "3"]) == 1
-    assert "tracking.every: 2 there, 3 now" in capsys.readouterr().err
+    with pytest.raises(OutputFolderError, match=r"tracking\.every: 2 there, 3 now"):
+        track_clips(video, plan_of(clips, tracked, every=3))
     assert digest(tracked) == before
 
 
@@ -250,23 +257,11 @@ def wait_for(path, pattern):
     return False
 
 
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tracked, clips, tmp_path, capsys):
-    output = tmp_path / "tracked"
-    command = ["video", *map(str, clips), *FLAGS, "--render", "--output", str(output)]
-    # Within the second clip.
-    watcher = threading.Thread(
-        target=lambda: wait_for(output, "tracks/.a clip_2*") and _thread.interrupt_main(signal.SIGINT)
-    )
+def interrupted_at(pattern, output, command):
+    watcher = threading.Thread(target=lambda: wait_for(output, pattern) and _thread.interrupt_main(signal.SIGINT))
     watcher.start()
     assert main(command) == 130
     watcher.join()
-    assert "goes on where this one was" in capsys.readouterr().err
-    assert [path.name for path in (output / "tracks").iterdir()] == ["a clip.jsonl"]
-    assert not (output / "dataset").exists()
-    first = (output / "tracks" / "a clip.jsonl").stat().st_mtime_ns
-    assert main(command) == 0
-    assert digest(output) == digest(tracked)
-    assert (output / "tracks" / "a clip.jsonl").stat().st_mtime_ns == first
 
 
 def killed_at(pattern, output, command):
@@ -278,16 +273,34 @@ def killed_at(pattern, output, command):
         process.wait()
 
 
+def assert_same_results(output, other):
+    found, expected = digest(output), digest(other)
+    # Images that a run which was killed had begun with are noted twice.
+    for files in (found, expected):
+        files.pop("dataset/journal.jsonl")
+    assert found == expected
+
+
+def test_stopped_twice_the_same_command_goes_on_and_ends_with_the_same_bytes(tracked, clips, video, tmp_path, capsys):
+    output = tmp_path / "tracked"
+    command = ["video", *map(str, clips), *FLAGS, "--render", "--output", str(output)]
+    interrupted_at("tracks/.a clip_2*", output, command)
+    assert "goes on where this one was" in capsys.readouterr().err
+    assert [path.name for path in (output / "tracks").iterdir()] == ["a clip.jsonl"]
+    assert not (output / "dataset").exists()
+    first = (output / "tracks" / "a clip.jsonl").stat().st_mtime_ns
+    killed_at("frames/a clip_2/*.png", output, command)
+    track_clips(video, plan_of(clips, output))
+    assert (output / "tracks" / "a clip.jsonl").stat().st_mtime_ns == first
+    assert_same_results(output, tracked)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
     [
-        "frames/a clip/*.png",
-        *(
-            pytest.param(pattern, marks=pytest.mark.slow)
-            for pattern in ("run.json", "tracks/.a*", "clips/a clip.json", "overlays/.a*", "tracks/.a clip_2*",
-                            "overlays/a clip_2.mp4", "frames/frames.of 8/*", "dataset/journal.jsonl",
-                            "dataset/*/images/*.png")
-        ),
+        "run.json", "tracks/.a*", "clips/a clip.json", "frames/a clip/*.png", "overlays/.a*", "tracks/.a clip_2*",
+        "overlays/a clip_2.mp4", "frames/frames.of 8/*", "dataset/journal.jsonl", "dataset/*/images/*.png",
     ],
 )  # fmt: skip
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tracked, clips, tmp_path, pattern):
@@ -295,45 +308,54 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tracked,
     command = ["video", *map(str, clips), *FLAGS, "--render", "--output", str(output)]
     killed_at(pattern, output, command)
     assert main(command) == 0
-    whole = digest(output)
-    expected = digest(tracked)
-    # Its lines about images that were begun with are there once more.
-    for found in (whole, expected):
-        found.pop("dataset/journal.jsonl")
-    assert whole == expected
+    assert_same_results(output, tracked)
 
 
-def test_faulty_clips_are_left_out_and_the_others_finished(video, tmp_path, capsys):
+def test_faulty_clips_are_left_out_and_the_others_finished(video, tmp_path):
     source = tmp_path / "in"
     good = write_video(source / "good.mp4", still())
     (source / "broken.mp4").write_bytes(b"no video")
     (source / "empty.mkv").touch()
     (source / ".hidden.mp4").write_bytes(b"no video")
     output = tmp_path / "out"
-    command = ["video", str(source), "--class", "blue star", *MODEL, "--every", "1", "--output", str(output)]
-    assert main(command) == 1
+    plan = TrackingPlan([source], output, every=1, progress=False)
+    result = track_clips(video, plan)
     faults = lines_of(output / "quarantine.jsonl")
     assert [Path(fault["source"]).name for fault in faults] == ["broken.mp4", "empty.mkv"]
-    assert all(fault["reason"] for fault in faults)
+    assert result.quarantined == {fault["source"]: fault["reason"] for fault in faults}
+    assert all("Expected a video" in fault["reason"] for fault in faults)
     assert [path.name for path in (output / "tracks").iterdir()] == ["good.jsonl"]
     shutil.copy(good, source / "broken.mp4")
     (source / "empty.mkv").unlink()
-    assert main(command) == 0
+    assert track_clips(video, plan).quarantined == {}
     assert not (output / "quarantine.jsonl").exists()
     assert sorted(path.stem for path in (output / "clips").iterdir()) == ["broken", "good"]
 
 
 def test_frames_without_objects_are_negatives_unless_they_are_left_out(video, tmp_path):
-    write_video(tmp_path / "still.mp4", still())
-    result = track_clips(video, TrackingPlan([tmp_path / "still.mp4"], tmp_path / "out", every=1, progress=False))
+    clip = write_video(tmp_path / "still.mp4", still())
+    result = track_clips(video, TrackingPlan([clip], tmp_path / "out", every=1, progress=False))
     found = coco_of(tmp_path / "out" / "dataset")
     assert result.clips[0].chosen == [0, 1, 2]
     assert sorted(found) == [f"still_00000{frame}.png" for frame in range(3)]
-    assert all(annotations == [] for _, annotations in found.values())
+    assert all(objects == [] for _, objects in found.values())
     assert lines_of(tmp_path / "out" / "tracks" / "still.jsonl") == []
-    skip = ["--class", "blue star", *MODEL, "--on-empty", "skip", "--every", "1", "--output", str(tmp_path / "skipped")]
-    assert main(["video", str(tmp_path / "still.mp4"), *skip]) == 0
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    flags = [
+        "--class",
+        "blue star",
+        *MODEL,
+        "--on-empty",
+        "skip",
+        "--every",
+        "1",
+        "--output",
+        str(tmp_path / "skipped"),
+    ]
+    # The status says that a clip is in quarantine.
+    assert main(["video", str(clip), str(tmp_path / "broken.mp4"), *flags]) == 1
     assert not (tmp_path / "skipped" / "dataset").exists()
+    assert (tmp_path / "skipped" / "tracks" / "still.jsonl").exists()
 
 
 def test_frames_that_cannot_be_read_are_listed(video, tmp_path):
@@ -387,7 +409,7 @@ def test_overwriting_removes_what_was_there_and_nothing_else(video, tmp_path):
 @pytest.mark.parametrize(
     ("direction", "keywords", "frames"),
     [
-        ("backward", {"max_frames": 2}, [3, 4]),
+        ("backward", {"max_frames": 2}, [2, 3]),
         ("both", {"start_frame": 2, "max_frames": 2}, [1, 2, 3]),
         ("forward", {"start_frame": 1, "max_frames": 1}, [1]),
     ],
@@ -446,7 +468,7 @@ def test_several_clips_need_an_output(capsys):
     assert "--output" in capsys.readouterr().err
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.text(min_size=1, max_size=20), st.integers(0, 9), st.lists(st.integers(0, 10**7), min_size=2, max_size=9))
 def test_all_frames_of_a_clip_fall_into_one_split(name, seed, frames):
     rule = TrackingPlan([], Path(), seed=seed, valid_share=0.4, test_share=0.3).split
@@ -474,7 +496,7 @@ def test_chosen_frames_are_sharp_and_none_is_lost(measured, share):
     assert chosen or not measured
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=6, unique=True),
     arrays(bool, (3, 9, 11)),

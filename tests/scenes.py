@@ -29,7 +29,7 @@ class Scene:
 
 
 @lru_cache(maxsize=1)
-def held_out_scenes(count=40):
+def held_out_scenes(count=24):
     # A hardly visible object may be found or not; such scenes would not tell right from wrong.
     clear = (
         scene

@@ -27,6 +27,7 @@ from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory
 RULES = TrackingRules(
     nms_iou=0.1, new_iou=0.1, match_iou=0.5, new_confidence=0.7, hotstart_delay=15, hotstart_unmatched=8,
     hotstart_duplicate=8, renew_every=16, renew_confidence=0.8, renew_iou=0.8, occluded_iou=0.7, fill_area=16,
+    max_objects=99,
 )  # fmt: skip
 
 

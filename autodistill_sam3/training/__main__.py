@@ -19,11 +19,14 @@ from autodistill_sam3.training.checkpoints import (
     new_sam3,
     save_florence2,
     save_sam3,
+    with_memory,
 )
 from autodistill_sam3.training.configs import RECIPES, DetectorWeights, Recipe
 from autodistill_sam3.training.detector import DetectorStage
 from autodistill_sam3.training.florence2 import Florence2Stage
 from autodistill_sam3.training.loop import Settings, fit
+from autodistill_sam3.training.tracker import TrackerStage
+from autodistill_sam3.training.tracking import quick_track_scores
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,14 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("fit", help="train one stage, going on where an earlier run in --output stopped")
     train.add_argument("stage", choices=sorted(RECIPES))
     train.add_argument("--output", type=Path, required=True, help="folder for the checkpoint, the state and the curve")
-    train.add_argument("--init", type=Path, help="checkpoint folder to start from; `boxes` needs one")
+    train.add_argument("--init", type=Path, help="checkpoint folder to start from; `boxes` and `tracker` need one")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--workers", type=int, default=0, help="processes that plan scenes ahead")
     train.add_argument("--evaluate-every", type=int, default=1000)
     train.add_argument("--evaluate-scenes", type=int, default=96)
+    train.add_argument("--evaluate-clips", type=int, default=12)
     train.add_argument("--log-every", type=int, default=50)
     train.add_argument("--compile", action="store_true", help="fuse the drawing of scenes, for faster steps")
-    for name in ("steps", "scenes", "prompts", "warm_up"):
+    for name in ("steps", "scenes", "prompts", "warm_up", "clips"):
         train.add_argument(f"--{name.replace('_', '-')}", type=int)
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--positive-weight", type=float, default=DetectorWeights.positive)
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    names = ("steps", "scenes", "prompts", "warm_up", "learning_rate")
+    names = ("steps", "scenes", "prompts", "warm_up", "clips", "learning_rate")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return dataclasses.replace(RECIPES[options.stage], **given)
 
@@ -96,8 +100,8 @@ def _fit(options: argparse.Namespace) -> None:
             save=lambda: save_florence2(florence, tokenizer, folder),
         )
         return
-    if options.stage == "boxes" and options.init is None:
-        sys.exit("fit boxes needs --init FOLDER: it builds on a trained detector.")
+    if options.stage in ("boxes", "tracker") and options.init is None:
+        sys.exit(f"fit {options.stage} needs --init FOLDER: it builds on a trained detector.")
     model, tokenizer = load_sam3(options.init) if options.init else new_sam3(options.seed)
     if options.stage == "boxes":
         fit(
@@ -105,6 +109,19 @@ def _fit(options: argparse.Namespace) -> None:
             recipe,
             settings,
             evaluate=lambda: validation.box_results(model, validation.held_out_plans(scenes)),
+            save=lambda: save_sam3(model, tokenizer, folder),
+        )
+        return
+    if options.stage == "tracker":
+        model = with_memory(model, tokenizer)
+        fit(
+            TrackerStage(model),
+            recipe,
+            settings,
+            evaluate=lambda: (
+                validation.box_results(model, validation.held_out_plans(scenes))
+                | quick_track_scores(model, options.evaluate_clips)
+            ),
             save=lambda: save_sam3(model, tokenizer, folder),
         )
         return

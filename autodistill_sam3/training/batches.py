@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,17 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from autodistill_sam3.training.boxes import xyxy_to_cxcywh
+from autodistill_sam3.training.clips import ClipPlan, plan_clips, training_moments
 from autodistill_sam3.training.configs import Recipe
 from autodistill_sam3.training.drawing import SceneBatch, draw
 from autodistill_sam3.training.prompts import PromptPlan, plan_prompts
 from autodistill_sam3.training.scenes import MIN_VISIBLE, ScenePlan, plan_scenes, training_rng
+
+# Share of a run's first steps that are guided; it falls to none at half time. What is found at first is not worth
+# remembering.
+GUIDED = 0.8
+# Between the seed of a step's scenes and that of its clips.
+CLIPS_SEED = 500_009
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +32,18 @@ class Plan:
         seed: Of the run.
         scenes: B scenes.
         prompts: P prompts for each.
+        clips: Where the stage trains on clips.
+        numbers: Of the clips' frames.
+        guided: Whether a tracker remembers the truth of a frame, and not what it found there.
     """
 
     step: int
     seed: int
     scenes: ScenePlan
     prompts: PromptPlan
+    clips: ClipPlan | None = None
+    numbers: Sequence[int] = ()
+    guided: bool = False
 
 
 class Plans(Dataset[Plan]):
@@ -44,9 +58,36 @@ class Plans(Dataset[Plan]):
 
     def __getitem__(self, step: int) -> Plan:
         rng = training_rng(self.seed, step)
-        scenes = plan_scenes(rng, self.recipe.scenes)
-        prompts = plan_prompts(rng, scenes, self.recipe.prompts, present=self.recipe.present)
-        return Plan(step, self.seed, scenes, prompts)
+        recipe = self.recipe
+        scenes = plan_scenes(rng, recipe.scenes, hiding=recipe.hiding if step % 2 else 0.0)
+        prompts = plan_prompts(rng, scenes, recipe.prompts, present=recipe.present)
+        if not recipe.clips:
+            return Plan(step, self.seed, scenes, prompts)
+        times = 2 if step >= (1 - recipe.long_share) * recipe.steps else 1
+        moments, numbers = training_moments(rng, times * recipe.frames)
+        clips = plan_clips(rng, recipe.clips // times, moments)
+        guided = rng.random() < GUIDED * (1 - 2 * step / recipe.steps)
+        return Plan(step, self.seed, scenes, prompts, clips, numbers, guided)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """Drawn clips.
+
+    Attributes:
+        scenes: Their B * T frames, clip by clip.
+        numbers: T numbers of the frames, with a gap where time has passed.
+        guided: As in `Plan`.
+    """
+
+    scenes: SceneBatch
+    numbers: Sequence[int]
+    guided: bool
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +105,7 @@ class Batch:
         shape: (B, K) index into `SHAPES`.
         present_rows: (R,) the pairs with a target.
         per_scene: P.
+        clips: Where the stage trains on clips.
     """
 
     scenes: SceneBatch
@@ -75,6 +117,7 @@ class Batch:
     shape: torch.Tensor
     present_rows: torch.Tensor
     per_scene: int
+    clips: ClipBatch | None = None
 
     @property
     def present(self) -> torch.Tensor:
@@ -111,7 +154,24 @@ def realise(
         torch.from_numpy(plan.scenes.shape).to(device),
         targets.any(1).nonzero()[:, 0],
         per_scene,
+        _draw_clips(plan, size, device, seed, compiled=compiled),
     )
+
+
+def _draw_clips(plan: Plan, size: int, device: torch.device, seed: int, *, compiled: bool) -> ClipBatch | None:
+    if plan.clips is None:
+        return None
+    scenes = draw(
+        plan.clips.scenes,
+        size,
+        size,
+        seed=seed + CLIPS_SEED,
+        device=device,
+        compiled=compiled,
+        length=plan.clips.length,
+        camera=plan.clips.camera,
+    )
+    return ClipBatch(scenes, plan.numbers, plan.guided)
 
 
 def object_masks(scenes: SceneBatch, images: torch.Tensor, slots: torch.Tensor, size: int) -> torch.Tensor:

@@ -108,7 +108,7 @@ def _encode_prompts(
 
 
 def box_decoder_losses(
-    logits: torch.Tensor, predicted_iou: torch.Tensor, targets: torch.Tensor
+    logits: torch.Tensor, predicted_iou: torch.Tensor, targets: torch.Tensor, *, ambiguous: bool = True
 ) -> dict[str, torch.Tensor]:
     """Focal, dice and IoU error; of several masks only the best one's mask loss counts (Segment Anything).
 
@@ -116,18 +116,21 @@ def box_decoder_losses(
         logits: (M, m, h, w).
         predicted_iou: (M, m).
         targets: (M, h, w), 0 or 1.
+        ambiguous: Without, all of several masks are to be the object, and the loss is their mean.
     """
     predicted, wanted = logits.float().flatten(2), targets.flatten(1)[:, None].expand(-1, logits.shape[1], -1)
     focal = FOCAL_WEIGHT * focal_loss(predicted, wanted, alpha=0.25, gamma=2.0).mean(-1)
     probability = predicted.sigmoid()
     dice = 1 - (2 * (probability * wanted).sum(-1) + 1) / (probability.sum(-1) + wanted.sum(-1) + 1)
-    best = (focal + DICE_WEIGHT * dice).argmin(1, keepdim=True)
+    if ambiguous:
+        best = (focal + DICE_WEIGHT * dice).argmin(1, keepdim=True)
+        focal, dice = focal.gather(1, best), dice.gather(1, best)
     on, truth = predicted > 0, wanted > 0.5
     iou = (on & truth).sum(-1) / (on | truth).sum(-1).clamp(min=1)
     count = max(len(logits), 1)
     return {
-        "loss_mask": focal.gather(1, best).sum() / count,
-        "loss_dice": DICE_WEIGHT * dice.gather(1, best).sum() / count,
+        "loss_mask": focal.mean(1).sum() / count,
+        "loss_dice": DICE_WEIGHT * dice.mean(1).sum() / count,
         "loss_iou": IOU_WEIGHT * ((predicted_iou.float() - iou) ** 2).mean(1).sum() / count,
     }
 

@@ -33,7 +33,7 @@ from autodistill_sam3.training.configs import (
     sam3_config,
 )
 from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
-from autodistill_sam3.training.initial import prepare_florence2, prepare_sam3
+from autodistill_sam3.training.initial import prepare_florence2, prepare_sam3, start_matching, start_memory
 from autodistill_sam3.training.tokenizers import CONTEXT_LENGTH, florence2_tokenizer, sam3_tokenizer
 
 
@@ -69,6 +69,21 @@ def load_sam3(folder: Path) -> tuple[Sam3VideoModel, PreTrainedTokenizerFast]:
     model, report = loaded
     _check(report, folder)
     return model, _load_tokenizer(folder)
+
+
+def with_memory(model: Sam3VideoModel, tokenizer: PreTrainedTokenizerFast) -> Sam3VideoModel:
+    """The model with the tracker memory of today's configuration, new where it has another."""
+    config = sam3_config(tokenizer)
+    memory = [name for name in vars(config.tracker_config) if name.startswith(("memory_", "mask_downsampler", "num_"))]
+    if all(getattr(config.tracker_config, name) == getattr(model.config.tracker_config, name) for name in memory):
+        return model
+    fresh = Sam3VideoModel(config)
+    mine, theirs = fresh.state_dict(), model.state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in mine and value.shape == mine[name].shape}
+    fresh.load_state_dict(mine | fitting)
+    start_memory(fresh)
+    start_matching(fresh, _typical_inputs(tokenizer)[0])
+    return fresh
 
 
 def load_florence2(folder: Path) -> tuple[Florence2ForConditionalGeneration, PreTrainedTokenizerFast]:

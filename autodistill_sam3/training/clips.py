@@ -23,6 +23,8 @@ OUTSIDE = 0.25
 WAYPOINTS = 12
 HIDING = 0.4
 HIDDEN_RANGE = (3, 15)
+# Share of training clips whose first frame is long ago.
+LONG_AGO = 0.4
 # Share of clips filmed by a camera that moves.
 CAMERA = 0.5
 # Frames drawn at once by `draw_clip`.
@@ -183,9 +185,14 @@ def _go_behind(
     clip = np.arange(len(centre))
     ramp = rng.uniform(4, 10, (len(centre), 1))
     stay = rng.integers(hidden[0], hidden[1] + 1, (len(centre), 1))
-    first, last = times.min(), times.max()
-    latest = np.maximum(first + ramp + 1, last - ramp - stay)
-    start = first + ramp + 1 + rng.random((len(centre), 1)) * (latest - first - ramp - 1)
+    # In its first frame a clip's objects are pointed out; whoever follows them sees the others.
+    first, last = times[1:].min(initial=np.inf), times[1:].max(initial=-np.inf)
+    if first > last:
+        return centre
+    ramp, stay = np.minimum(ramp, max((last - first) / 3, 2.5)), np.minimum(stay, max((last - first) / 2, 2.0))
+    earliest = first + ramp
+    latest = np.maximum(earliest, last - 0.5 * ramp - stay)
+    start = earliest + rng.random((len(centre), 1)) * (latest - earliest)
     behind = np.minimum((times - start + ramp) / ramp, (start + stay + ramp - times) / ramp)
     share = (np.clip(behind, 0.0, 1.0) * hides[:, None])[..., None]
     result = centre.copy()
@@ -230,6 +237,20 @@ class DrawnClip:
     masks: npt.NDArray[np.bool_]
     colours: list[str]
     shapes: list[str]
+
+
+def training_moments(rng: Generator, length: int) -> tuple[Doubles, list[int]]:
+    """When the T frames of a training clip are, and what a tracker takes their numbers to be.
+
+    Some clips run backwards, some fast. In some, much time lies between the first frame and the others, of which no
+    memory is left: so it is for whoever follows a long clip, or an object that was hidden.
+    """
+    stride = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
+    gap = int(rng.integers(1, 50)) if rng.random() < LONG_AGO else 0
+    steps = np.arange(1, length)
+    times = np.concatenate([[0], gap + stride * steps]) + rng.integers(0, 30)
+    numbers = [0, *(gap + steps).tolist()]
+    return (times.max() - times if rng.random() < 0.5 else times).astype(np.float64), numbers
 
 
 def draw_clip(

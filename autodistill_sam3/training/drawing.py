@@ -25,12 +25,14 @@ class SceneBatch:
         images: (B, 3, H, W) ``uint8`` RGB.
         top: (B, H, W) ``int64``, the slot of the object seen at each pixel, -1 for background.
         visible: (B, K) ``float32``, visible share of each object's pixels inside the image; 0 for empty slots.
+        visible_area: (B, K) ``int64``, visible pixels.
         boxes_xyxy: (B, K, 4) ``float32`` in 0..1, of the visible pixels; zeros where nothing is visible.
     """
 
     images: torch.Tensor
     top: torch.Tensor
     visible: torch.Tensor
+    visible_area: torch.Tensor
     boxes_xyxy: torch.Tensor
 
 
@@ -93,8 +95,8 @@ def _render(p: dict[str, torch.Tensor], patches: list[torch.Tensor], noise: torc
     cover = (0.5 - distance * sharpness).clamp(0, 1) * p["valid"][..., None, None]
     canvas = _paint(canvas, p, cover, distance, u, v)
     canvas = _photograph(canvas, p, noise)
-    visible, boxes = _visible(inside, top)
-    return (canvas * 255).round().clamp(0, 255).to(torch.uint8), top, visible, boxes
+    visible, area, boxes = _visible(inside, top)
+    return (canvas * 255).round().clamp(0, 255).to(torch.uint8), top, visible, area, boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,15 +279,16 @@ def _photograph(canvas: torch.Tensor, p: dict[str, torch.Tensor], noise: torch.T
     return torch.where(quality > 0, jpeg_artefacts(canvas, p["jpeg"].clamp(min=1)), canvas)
 
 
-def _visible(inside: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Visible shares (B, K) and boxes (B, K, 4) of what is visible."""
+def _visible(inside: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Visible shares and pixels (B, K), and boxes (B, K, 4) of what is visible."""
     slots = torch.arange(inside.shape[1], device=top.device)[None, :, None, None]
     seen = top[:, None] == slots
-    share = seen.sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+    area = seen.sum((2, 3))
+    share = area / inside.sum((2, 3)).clamp(min=1)
     columns, rows = seen.any(2), seen.any(3)
     edges = [_extent(columns), _extent(rows)]
     boxes = torch.stack([edges[0][0], edges[1][0], edges[0][1], edges[1][1]], dim=-1)
-    return share, boxes * (share > 0)[..., None]
+    return share, area, boxes * (share > 0)[..., None]
 
 
 def _extent(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,6 +39,7 @@ class TrackingRules:
         occluded_iou: Of two tracks of a class with this IoU, the one that was hidden later gives way.
         shrunk_area: A mask that would keep less than this share, each pixel going to one object, is not remembered.
         fill_area: Holes and specks of so many pixels of the model's mask are removed.
+        max_objects: As many are tracked at a time; of more, the surest begin.
         forget_after: Frames after which an object that was not seen is given up.
     """
 
@@ -54,6 +55,7 @@ class TrackingRules:
     renew_iou: float
     occluded_iou: float
     fill_area: int
+    max_objects: int
     shrunk_area: float = 0.3
     forget_after: int = 90
 
@@ -73,6 +75,7 @@ class TrackingRules:
             renew_iou=config.high_iou_thresh,
             occluded_iou=config.suppress_overlapping_based_on_recent_occlusion_threshold,
             fill_area=config.fill_hole_area,
+            max_objects=config.max_num_objects,
         )
 
 

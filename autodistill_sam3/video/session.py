@@ -6,15 +6,17 @@ over from the frames before (sam3/model/sam3_video_base.py). Memory is bounded h
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Self
 
 import numpy as np
 import torch
 
 from autodistill_sam3.errors import SettingError
+from autodistill_sam3.queueing import groups_ahead
 from autodistill_sam3.segmentation.memory import Decoded
 from autodistill_sam3.video.association import ANY_CLASS, Association, Probation, TrackingRules
 from autodistill_sam3.video.clip import Clip, Frame
@@ -23,6 +25,8 @@ from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory, TrackedOb
 from autodistill_sam3.video.prompts import as_points, one_box
 from autodistill_sam3.video.step import FrameStep, adopt
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks, ObjectPrompt
+
+logger = logging.getLogger("autodistill_sam3")
 
 # Frames that a GPU encodes at a time, where the clip is at hand.
 FRAMES_PER_PASS = 8
@@ -38,6 +42,7 @@ class TransformersTrackingSession:
         self._next_id = 0
         self._is_open = True
         self._taken_back: set[int] = set()
+        self._run: Generator[FrameTracks, None, None] | None = None
         tracker, frames = viewer.tracker, clip.num_frames
         pointers = min(tracker.max_pointers, frames) if frames else tracker.max_pointers
         self._limits = MemoryLimits(tracker.memory_frames, pointers, tracker.max_conditioning)
@@ -54,7 +59,8 @@ class TransformersTrackingSession:
         self._objects.clear()
 
     def close(self) -> None:
-        """Give back memory."""
+        """Give back memory; a run that is not at its end, ends."""
+        self._end_run()
         self._objects.clear()
         self._is_open = False
 
@@ -100,35 +106,46 @@ class TransformersTrackingSession:
             raise SettingError(f"Expected start_frame between 0 and {(total or 1) - 1}, received {start_frame}")
         if max_frames is not None and max_frames < 1:
             raise SettingError(f"Expected max_frames of at least 1, received {max_frames}")
-        return self._delayed(start_frame, max_frames, reverse)
+        # Two runs at a time would remember each other's frames.
+        self._end_run()
+        self._run = self._delayed(start_frame, max_frames, reverse)
+        return self._run
 
-    def _delayed(self, start: int, max_frames: int | None, reverse: bool) -> Iterator[FrameTracks]:
+    def _end_run(self) -> None:
+        if self._run is not None:
+            self._run.close()
+        self._run = None
+
+    def _delayed(self, start: int, max_frames: int | None, reverse: bool) -> Generator[FrameTracks, None, None]:
         """Tracks, held back until young ones among them are beyond doubt; a stream cannot wait."""
         delay = 0 if self._is_stream else self._rules.hotstart_delay
         waiting: deque[FrameTracks] = deque()
-        for tracks in self._track(start, max_frames, reverse):
-            waiting.append(tracks)
-            if len(waiting) > delay:
-                yield self._without_removed(waiting.popleft())
+        with contextlib.closing(self._track(start, max_frames, reverse)) as run:
+            for tracks in run:
+                waiting.append(tracks)
+                if len(waiting) > delay:
+                    yield self._without_removed(waiting.popleft())
         while waiting:
             yield self._without_removed(waiting.popleft())
 
     def _without_removed(self, tracks: FrameTracks) -> FrameTracks:
         return tracks if not self._taken_back else tracks.select(~np.isin(tracks.object_ids, list(self._taken_back)))
 
-    def _track(self, start: int, max_frames: int | None, reverse: bool) -> Iterator[FrameTracks]:
+    def _track(self, start: int, max_frames: int | None, reverse: bool) -> Generator[FrameTracks, None, None]:
         self._taken_back.clear()
         for own in self._objects.values():
             own.memory.forget_tracked()
         first, stop = (start, None if max_frames is None else start + max_frames)
         if reverse:
             first, stop = (0 if max_frames is None else max(start - max_frames + 1, 0)), start + 1
-        count = FRAMES_PER_PASS if self._viewer.is_on_gpu and not self._is_stream else 1
         frames = self._clip.frames(first, stop, backward=reverse)
-        while group := list(itertools.islice(frames, count)):
-            for seen in self._viewer.see(group, self._prompts):
-                self._check_open()
-                yield self._advance(seen, start, reverse)
+        # A frame of a stream is answered before the next one is asked for.
+        is_ahead = self._viewer.is_on_gpu and not self._is_stream
+        groups = groups_ahead(frames, FRAMES_PER_PASS) if is_ahead else ([frame] for frame in frames)
+        with contextlib.closing(groups):
+            for group in groups:
+                for seen in self._viewer.see(group, self._prompts):
+                    yield self._advance(seen, start, reverse)
 
     def _advance(self, seen: Seen, start: int, reverse: bool) -> FrameTracks:
         """One frame."""
@@ -144,8 +161,9 @@ class TransformersTrackingSession:
         settled = step.settle(objects, carried)
         step.remember(objects, carried, settled, detected, association)
         born = None if frame == start else (frame, reverse)
-        new = [self._begin(detected, place, frame, born) for place in association.new]
-        masks = detected.masks.logits[association.new]
+        places = self._with_room(association.new, detected)
+        new = [self._begin(detected, place, frame, born) for place in places]
+        masks = detected.masks.logits[places]
         step.begin(new, masks)
         self._drop(frame)
         probability = carried.object_logits.sigmoid().tolist()
@@ -194,6 +212,14 @@ class TransformersTrackingSession:
             is_lost = not own.is_pointed and abs(frame - own.last_seen) > self._rules.forget_after
             if own.object_id in self._taken_back or is_lost:
                 del self._objects[own.object_id]
+
+    def _with_room(self, new: Sequence[int], detected: Detections) -> list[int]:
+        """Of new detections, the surest that there is room for, in their order."""
+        room = max(self._rules.max_objects - len(self._objects), 0)
+        surest = sorted(new, key=lambda place: -detected.masks.scores[place])[:room]
+        if len(surest) < len(new):
+            logger.warning("%s: %d objects are tracked, and no more begin.", self._clip.name, self._rules.max_objects)
+        return sorted(surest)
 
     def _begin(self, detected: Detections, place: int, frame: int, born: tuple[int, bool] | None) -> TrackedObject:
         """A new object from a detection."""

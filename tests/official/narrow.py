@@ -27,7 +27,10 @@ Array = npt.NDArray[Any]
 # The builder writes its widths as literals; these replace them. 80 is the least that the parts allow together: more
 # than the memory's 64 channels, a multiple of 16 for the mask decoder's half-width heads, and of GroupNorm's 8.
 WIDTH = 80
-_NARROWED_NUMBERS = {256: WIDTH, 2048: 2 * WIDTH}
+# Video splits what it remembers of an object into pieces of 64 channels.
+VIDEO_WIDTH = 128
+IMAGE_SIZE, VIDEO_IMAGE_SIZE = 1008, 252
+_PATCH = 14
 
 # What else the builder's classes get instead of the builder's own arguments.
 _OVERRIDES: Mapping[str, Mapping[str, object]] = {
@@ -38,10 +41,11 @@ _OVERRIDES: Mapping[str, Mapping[str, object]] = {
     "PositionEmbeddingSine": {},
     "SequenceGeometryEncoder": {"num_layers": 2},
     "TransformerEncoderCrossAttention": {"num_layers": 1},
-    # These rely on defaults of 256.
-    "SimpleMaskDownSampler": {"embed_dim": WIDTH},
-    "SimpleMaskEncoder": {"in_dim": WIDTH},
+    "SimpleMaskDownSampler": {},
+    "SimpleMaskEncoder": {},
 }
+# These rely on a default of 256.
+_WIDTH_BY_DEFAULT = {"SimpleMaskDownSampler": "embed_dim", "SimpleMaskEncoder": "in_dim"}
 _NARROWED = (
     *_OVERRIDES,
     "Sam3DualViTDetNeck",
@@ -56,6 +60,8 @@ _NARROWED = (
     "CXBlock",
     "RoPEAttention",
     "TransformerWrapper",
+    "Sam3TrackerPredictor",
+    "Sam3VideoInferenceWithInstanceInteractivity",
 )
 
 # Above 1, so that attention is peaked and outputs depend on image and prompt. At 1.5 the layers amplify rounding errors
@@ -205,16 +211,22 @@ def official_on_cpu() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def narrowed_builder() -> Iterator[None]:
-    """What the official builder builds inside is narrow."""
+def narrowed_builder(width: int = WIDTH, image_size: int = IMAGE_SIZE) -> Iterator[None]:
+    """What the official builder builds inside is narrow, and of a smaller image if asked for."""
     builder = import_official()
+    grid = image_size // _PATCH
+    literals = ((256, width), (2048, 2 * width), (IMAGE_SIZE, image_size))
+    sizes = (([IMAGE_SIZE // _PATCH] * 2, [grid] * 2), ([IMAGE_SIZE // _PATCH * 16] * 2, [grid * 16] * 2))
     with contextlib.ExitStack() as stack:
         for name in _NARROWED:
             overrides = dict(_OVERRIDES.get(name, {}))
             if name == "MLP":
                 # The builder passes this layer ready-made, in full width.
-                overrides["out_norm"] = torch.nn.LayerNorm(WIDTH)
-            stack.enter_context(mock.patch.object(builder, name, _narrowed(getattr(builder, name), overrides)))
+                overrides["out_norm"] = torch.nn.LayerNorm(width)
+            if name in _WIDTH_BY_DEFAULT:
+                overrides[_WIDTH_BY_DEFAULT[name]] = width
+            build = _narrowed(getattr(builder, name), overrides, [*literals, *sizes])
+            stack.enter_context(mock.patch.object(builder, name, build))
         yield
 
 
@@ -230,10 +242,14 @@ def _build(bpe_path: Path) -> Any:
     return model
 
 
-def _narrowed(build: Callable[..., object], overrides: Mapping[str, object]) -> Callable[..., object]:
+def _narrowed(
+    build: Callable[..., object], overrides: Mapping[str, object], replaced: Sequence[tuple[object, object]]
+) -> Callable[..., object]:
+    def narrow(value: object) -> object:
+        return next((new for old, new in replaced if type(value) is type(old) and value == old), value)
+
     def build_narrow(**arguments: object) -> object:
-        numbers = {name: _NARROWED_NUMBERS.get(value, value) for name, value in arguments.items() if type(value) is int}
-        return build(**{**arguments, **numbers, **overrides})
+        return build(**{**{name: narrow(value) for name, value in arguments.items()}, **overrides})
 
     return build_narrow
 

@@ -38,7 +38,7 @@ def test_an_object_is_hidden_for_as_long_as_asked_and_comes_back(seed):
 
 def test_frames_can_be_drawn_in_any_order_and_the_background_stays():
     times = np.arange(5)
-    forward, backward = (plan_clips(np.random.default_rng(1), 3, t) for t in (times, times[::-1]))
+    forward, backward = (plan_clips(np.random.default_rng(1), 3, t, hiding=0.0) for t in (times, times[::-1]))
     np.testing.assert_allclose(
         forward.scenes.centre.reshape(3, 5, -1, 2), backward.scenes.centre.reshape(3, 5, -1, 2)[:, ::-1], atol=1e-6
     )

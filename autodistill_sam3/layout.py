@@ -14,6 +14,12 @@ MEASURED = "measured.jsonl"
 DROPPED = "dropped.jsonl"
 # What is not merged yet of a dataset that several workers label.
 SHARDS = "shards"
+# Of a folder of tracked clips: what is known of each, its tracks, its overlay, its chosen frames, and their dataset.
+CLIPS = "clips"
+TRACKS = "tracks"
+OVERLAYS = "overlays"
+FRAMES = "frames"
+DATASET = "dataset"
 # In each split's folder.
 COCO = "_annotations.coco.json"
 # In front of a label file's name.

@@ -18,13 +18,7 @@ from autodistill.detection.detection_base_model import NmsSetting
 
 from autodistill_sam3.background import Background
 from autodistill_sam3.base_models.launch import Engine, Launch
-from autodistill_sam3.base_models.provenance import (
-    DECIDING_PACKAGES,
-    PACKAGES,
-    settings_of_run,
-    upload_to_roboflow,
-    versions_of,
-)
+from autodistill_sam3.base_models.provenance import settings_of_run, upload_to_roboflow
 from autodistill_sam3.base_models.repeat import as_repeat
 from autodistill_sam3.base_models.slices import predict_slices, with_dense_masks
 from autodistill_sam3.devices import (
@@ -46,6 +40,7 @@ from autodistill_sam3.labeling import (
     default_output,
     has_at_least,
 )
+from autodistill_sam3.labeling.versions import DECIDING_PACKAGES, installed_versions, versions_of_run
 from autodistill_sam3.ontology import Ontology, PromptTable
 from autodistill_sam3.segmentation import can_compile
 from autodistill_sam3.thresholds import Thresholds, read_thresholds
@@ -253,7 +248,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             output=output,
             classes=self.table.classes,
             settings=model._settings() | {"tile": side, "nms_settings": nms.value},
-            provenance={"checkpoints": self._checkpoints(), "versions": versions_of(PACKAGES)},
+            provenance={"checkpoints": self._checkpoints(), "versions": versions_of_run()},
             extension=extension,
             recursive=recursive,
             limit=limit,
@@ -354,7 +349,7 @@ class LabelingModel(DetectionBaseModel):  # type: ignore[misc]  # autodistill ha
             "precision": self.precision,
             "compiled": bool(self.compile),
             "identity": self._identity(),
-            "versions": versions_of(DECIDING_PACKAGES) | {"opencv": cv2.__version__},
+            "versions": installed_versions(DECIDING_PACKAGES) | {"opencv": cv2.__version__},
         }
 
     def _begin_seeing(self, images: Sequence[RGBImage], tile: int | None = None) -> Callable[[], Sequence[Any]]:

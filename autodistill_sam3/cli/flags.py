@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +18,39 @@ if TYPE_CHECKING:
 CHECKPOINT_KEYWORDS = (
     "checkpoint", "bpe_path", "florence2_checkpoint", "backend", "prompting", "device", "precision",
 )  # fmt: skip
-_MODEL_KEYWORDS = (
-    *CHECKPOINT_KEYWORDS, "confidence", "box_confidence", "overlapping_classes", "background", "presence_gate",
-    "compile",
-)  # fmt: skip
+DECISION_KEYWORDS = ("confidence", "box_confidence", "overlapping_classes")
+_MODEL_KEYWORDS = (*CHECKPOINT_KEYWORDS, *DECISION_KEYWORDS, "background", "presence_gate", "compile")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
+    wanted = add_wanted_flags(model)
+    wanted.add_argument("--from-run", type=Path, metavar="RUN", help="as the run.json of a labelled folder says")
+    add_checkpoint_flags(model)
+    add_decision_flags(model)
+    model.add_argument("--background", metavar="CLASS", help="a further class: what no object covers")
+    model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
+    model.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="run SAM 3 compiled (default: on a GPU, from 1,000 images on)",
+    )
+    add_verbosity(parser)
+
+
+def add_wanted_flags(model: argparse._ArgumentGroup) -> argparse._MutuallyExclusiveGroup:
+    """What to look for; another way to say that may be added to what is returned."""
     wanted = model.add_mutually_exclusive_group(required=True)
     wanted.add_argument(
         "--class", dest="classes", action="append", metavar="PROMPT[=CLASS]",
         help='what to look for and the class it becomes, such as "milk bottle=bottle"; repeat for more',
     )  # fmt: skip
     wanted.add_argument("--category", metavar="NAME", help="one that `categories` lists, with the settings it names")
-    wanted.add_argument("--from-run", type=Path, metavar="RUN", help="as the run.json of a labelled folder says")
     add_category_file(model)
-    add_checkpoint_flags(model)
+    return wanted
+
+
+def add_decision_flags(model: argparse._ArgumentGroup) -> None:
     model.add_argument("--confidence", type=float, help="for what text, or text and box together, found")
     model.add_argument("--box-confidence", type=float, help="for what boxes alone found")
     model.add_argument(
@@ -45,14 +61,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         choices=["best", "keep"],
         help="an object found under two classes goes to the better one",
     )
-    model.add_argument("--background", metavar="CLASS", help="a further class: what no object covers")
-    model.add_argument("--presence-gate", type=float, help="ask Florence-2 only for prompts that SAM 3 finds present")
-    model.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="run SAM 3 compiled (default: on a GPU, from 1,000 images on)",
-    )
-    add_verbosity(parser)
+
+
+def add_label_flags(output: argparse._ArgumentGroup) -> None:
+    """What is written of a dataset."""
+    from autodistill_sam3.labeling import FORMATS
+
+    output.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
+    output.add_argument("--record-confidence", action="store_true", help="write confidence-<name>.txt beside labels")
+    output.add_argument("--plot", action="store_true", help="write review/: a page and sheets to judge the labels by")
+    output.add_argument("--overwrite", action="store_true", help="replace an earlier run's dataset")
+    output.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a progress bar")
+
+
+def add_share_flags(split: argparse._ArgumentGroup, what: str) -> None:
+    split.add_argument("--seed", type=int, help="another seed gives another split")
+    split.add_argument("--valid-share", type=float, metavar="SHARE", help=f"of the {what} that go to valid")
+    split.add_argument("--test-share", type=float, metavar="SHARE", help=f"of the {what} that go to test")
 
 
 def add_category_file(parser: Any) -> None:
@@ -84,14 +109,12 @@ def build_model(
     from autodistill_sam3.base_models import GroundedSAM3
 
     settings: dict[str, Any] = dict(category.settings if category else repeat.keywords if repeat else {})
-    thresholds = dict(settings.pop("thresholds", None) or {})
-    thresholds |= dict(_parse_threshold(text) for text in options.threshold or ())
+    thresholds = given_thresholds(options, settings.pop("thresholds", None))
     changes = settings | given(options, _MODEL_KEYWORDS)
     if repeat is not None:
         return repeat.build(has_weights=has_weights, **changes | ({"thresholds": thresholds} if thresholds else {}))
     build = GroundedSAM3 if has_weights else GroundedSAM3.without_weights
-    ontology = _ontology(options.classes) if category is None else category.ontology
-    return build(ontology, thresholds=thresholds, **changes)
+    return build(chosen_ontology(options, category), thresholds=thresholds, **changes)
 
 
 def chosen_run(options: argparse.Namespace) -> Repeat | None:
@@ -112,9 +135,17 @@ def chosen_category(options: argparse.Namespace) -> Category | None:
     return find_category(options.category, read_categories(options.category_file))
 
 
-def _ontology(classes: Sequence[str]) -> PromptPairs:
-    splits = [text.rpartition("=") if "=" in text else (text, "", text) for text in classes]
+def chosen_ontology(options: argparse.Namespace, category: Category | None) -> PromptPairs:
+    """That of the flags, or of the category."""
+    if category is not None:
+        return category.ontology
+    splits = [text.rpartition("=") if "=" in text else (text, "", text) for text in options.classes]
     return PromptPairs(tuple((prompt.strip(), name.strip()) for prompt, _, name in splits))
+
+
+def given_thresholds(options: argparse.Namespace, others: Mapping[str, float] | None) -> dict[str, float]:
+    """Thresholds by class: those of the flags in front of others."""
+    return dict(others or {}) | dict(_parse_threshold(text) for text in options.threshold or ())
 
 
 def _parse_threshold(text: str) -> tuple[str, float]:

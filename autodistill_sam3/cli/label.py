@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from autodistill_sam3.cli.flags import (
+    add_label_flags,
     add_model_flags,
+    add_share_flags,
     add_verbosity,
     build_model,
     chosen_category,
@@ -64,22 +66,14 @@ def _add_input_flags(images: argparse._ArgumentGroup) -> None:
 
 
 def _add_output_flags(output: argparse._ArgumentGroup) -> None:
-    from autodistill_sam3.labeling import FORMATS
-
     output.add_argument(
         "--output-folder", "--output", metavar="DIR", help="the dataset (default: IMAGES_labeled, or output/CATEGORY)"
     )
-    output.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help=f"of {', '.join(FORMATS)}")
-    output.add_argument("--record-confidence", action="store_true", help="write confidence-<name>.txt beside labels")
-    output.add_argument("--plot", action="store_true", help="write review/: a page and sheets to judge the labels by")
-    output.add_argument("--overwrite", action="store_true", help="replace an earlier run's dataset")
-    output.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show a progress bar")
+    add_label_flags(output)
 
 
 def _add_split_flags(split: argparse._ArgumentGroup) -> None:
-    split.add_argument("--seed", type=int, help="another seed gives another split")
-    split.add_argument("--valid-share", type=float, metavar="SHARE", help="of the images that go to valid")
-    split.add_argument("--test-share", type=float, metavar="SHARE", help="of the images that go to test")
+    add_share_flags(split, "images")
     split.add_argument("--group-by", metavar="REGEX", help="keep images together whose names have the same match")
     split.add_argument("--group-near-duplicates", action="store_true", help="keep near-duplicates together")
 

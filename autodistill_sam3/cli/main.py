@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from autodistill_sam3 import __version__
-from autodistill_sam3.cli import benchmark, checkpoints, datasets, distill, label, look, prepare
+from autodistill_sam3.cli import benchmark, checkpoints, datasets, distill, label, look, prepare, video
 from autodistill_sam3.errors import AutodistillSAM3Error
 
 
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="autodistill-sam3", description="Images and class names in, masks out.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for part in (label, look, datasets, prepare, distill, checkpoints, benchmark):
+    for part in (label, video, look, datasets, prepare, distill, checkpoints, benchmark):
         part.add_commands(commands)
     return parser
 

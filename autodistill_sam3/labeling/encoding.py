@@ -30,6 +30,8 @@ from autodistill_sam3.stages import current, recording, stage
 logger = logging.getLogger("autodistill_sam3")
 
 ToDetections: TypeAlias = Callable[[Any], sv.Detections]
+# An image's name in the input -> its detections.
+Known: TypeAlias = Callable[[str], sv.Detections]
 
 # The start of processes takes about two seconds of a core each.
 MIN_IMAGES_FOR_PROCESSES = 64
@@ -80,22 +82,30 @@ class Encode:
     Attributes:
         per_image: Which files an image has.
         to_detections: What the model returned for an image -> its detections; None if it returned detections.
+        known: What is known of images, in place of what a model returned.
     """
 
     per_image: PerImage
     to_detections: ToDetections | None = None
+    known: Known | None = None
 
     def __call__(self, job: Job) -> Encoded:
         with recording() as times:
             # Whatever it raises on one image must not end a run over thousands.
             try:
-                detections: sv.Detections = job.seen if self.to_detections is None else self.to_detections(job.seen)
+                detections = self._detections(job)
             except Exception as error:
                 return Encoded(None, error=error)
             with stage("encode"):
                 record = record_of(job, detections)
                 files = self.per_image.files(record)
         return Encoded(record, files, seconds=times.seconds)
+
+    def _detections(self, job: Job) -> sv.Detections:
+        if self.known is not None:
+            return self.known(job.source)
+        found: sv.Detections = job.seen if self.to_detections is None else self.to_detections(job.seen)
+        return found
 
 
 def record_of(job: Job, detections: sv.Detections) -> ImageRecord:

@@ -23,20 +23,27 @@ from autodistill_sam3.labeling.journal import Journal
 from autodistill_sam3.labeling.names import SourceImage
 from autodistill_sam3.labeling.records import SPLITS, Split
 from autodistill_sam3.layout import (
+    CLIPS,
     DATA_YAML,
+    DATASET,
     DROPPED,
+    FRAMES,
     JOURNAL,
     MEASURED,
+    OVERLAYS,
     QUARANTINE,
     REPORT,
     REVIEW,
     RUN,
     SHARDS,
     TIMES,
+    TRACKS,
 )
 from autodistill_sam3.whole_files import PART, replacing
 
 _LOCK = ".lock"
+# What `run.json` calls a folder of tracked clips.
+TRACKED_CLIPS = "tracked clips"
 
 
 class BusyError(OutputFolderError):
@@ -305,16 +312,21 @@ def _remove_run(output: Path, run: dict[str, Any]) -> None:
     """Remove what a run has written; a removal that is interrupted is completed by the next run."""
     with replacing(output / RUN, "w") as file:
         json.dump(run | {"is_being_removed": True}, file, indent=2)
-    settings = run.get("settings", {})
-    has_test = settings.get("split", {}).get("test_share") or "test" in settings.get("splits", ())
-    splits = [split for split in SPLITS if split != "test" or has_test]
-    files = (DATA_YAML, QUARANTINE, REPORT, TIMES, MEASURED, DROPPED, PART)
-    for name in (JOURNAL, SHARDS, *splits, REVIEW, *files, RUN):
+    for name in (*_written_by(run), PART, QUARANTINE, RUN):
         path = output / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _written_by(run: dict[str, Any]) -> Sequence[str]:
+    if run.get("kind") == TRACKED_CLIPS:
+        return CLIPS, TRACKS, OVERLAYS, FRAMES, DATASET
+    settings = run.get("settings", {})
+    has_test = settings.get("split", {}).get("test_share") or "test" in settings.get("splits", ())
+    splits = [split for split in SPLITS if split != "test" or has_test]
+    return JOURNAL, SHARDS, *splits, REVIEW, DATA_YAML, REPORT, TIMES, MEASURED, DROPPED
 
 
 def _joined(output: Path, earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

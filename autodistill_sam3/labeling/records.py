@@ -28,7 +28,8 @@ class Annotation(TypedDict):
     """One object.
 
     `bbox` is x, y, width, height in pixels. `segmentation` is None for models that give no masks, and so is
-    `polygon_iou`: the IoU of the mask with its YOLO polygon as ultralytics fills it, to four decimals.
+    `polygon_iou`: the IoU of the mask with its YOLO polygon as ultralytics fills it, to four decimals. `track_id` is
+    the same for an object in all frames of a clip.
     """
 
     class_id: int
@@ -38,6 +39,7 @@ class Annotation(TypedDict):
     polygon_iou: NotRequired[float | None]
     confidence: float
     data: dict[str, str]
+    track_id: NotRequired[int]
 
 
 def found_by_models(annotations: Sequence[Annotation]) -> list[Annotation]:
@@ -98,12 +100,14 @@ def detections_of(record: ImageRecord, classes: list[str]) -> sv.Detections:
     segmentations = [annotation["segmentation"] for annotation in annotations]
     masks = [rle_to_mask(rle) for rle in segmentations if rle is not None]
     has_boxes_only = bool(annotations) and not masks
+    track_ids = [annotation["track_id"] for annotation in annotations if "track_id" in annotation]
     dense = np.array(masks, dtype=bool).reshape(-1, record["height"], record["width"])
     return sv.Detections(
         xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
         mask=None if has_boxes_only else dense,
         confidence=np.array([annotation["confidence"] for annotation in annotations], dtype=np.float32),
         class_id=class_id,
+        tracker_id=np.array(track_ids, dtype=np.int64) if track_ids else None,
         data=data,
     )
 
@@ -136,7 +140,7 @@ def _annotation(detections: sv.Detections, index: int, crop: _Crop | None, image
         mask, x, y = crop
         bbox, area = [float(x), float(y), float(mask.shape[1]), float(mask.shape[0])], float(np.count_nonzero(mask))
         segmentation, kept = crop_to_rle(mask, x, y, image_hw), round(polygon_iou(mask), 4)
-    return {
+    annotation: Annotation = {
         "class_id": int(detections.class_id[index]),
         "bbox": bbox,
         "area": area,
@@ -145,3 +149,6 @@ def _annotation(detections: sv.Detections, index: int, crop: _Crop | None, image
         "confidence": round(float(detections.confidence[index]), 6),
         "data": {key: str(detections.data[key][index]) for key in ("prompt", "source") if key in detections.data},
     }
+    if detections.tracker_id is not None:
+        annotation["track_id"] = int(detections.tracker_id[index])
+    return annotation

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from autodistill_sam3.labeling import folder
 from autodistill_sam3.labeling.attempts import Attempts
 from autodistill_sam3.labeling.batches import BatchPredictor, Outcome, PredictBatch
-from autodistill_sam3.labeling.encoding import Encode, Encoder, Job, Processes, ToDetections, processes_for
+from autodistill_sam3.labeling.encoding import Encode, Encoder, Job, Known, Processes, ToDetections, processes_for
 from autodistill_sam3.labeling.finish import open_dataset, write_pages, write_summaries
 from autodistill_sam3.labeling.inputs import find_images, searched_folder
 from autodistill_sam3.labeling.interrupt import Interruption, interruptible
@@ -73,6 +73,34 @@ def label_images(
         LabelingError: Writing failed, or the journal is damaged.
         KeyboardInterrupt: After the images in flight, if Ctrl-C was pressed.
     """
+    return _label(plan, predict_batch, to_detections=to_detections, portion=portion)
+
+
+def label_known_images(plan: LabelingPlan, known: Known) -> sv.DetectionDataset:
+    """Make a dataset of images whose objects are known, as :func:`label_images` does with a model.
+
+    Args:
+        plan: What to label and how to write it.
+        known: An image's name in the input -> its detections, with `class_id` and `confidence`; `tracker_id` becomes
+            the annotations' `track_id`.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        What :func:`label_images` raises.
+    """
+    return _label(plan, lambda images: [()] * len(images), known=known)
+
+
+def _label(
+    plan: LabelingPlan,
+    predict_batch: PredictBatch,
+    *,
+    to_detections: ToDetections | None = None,
+    known: Known | None = None,
+    portion: Portion | None = None,
+) -> sv.DetectionDataset:
     images = find_images(plan.source, plan.extension, recursive=plan.recursive) if portion is None else portion.images
     folder.check_apart(plan.output, searched_folder(plan.source), images)
     with recording() as times, folder.claimed(plan.output, plan.as_run(), overwrite=plan.overwrite) as run:
@@ -91,7 +119,7 @@ def label_images(
             folder.write_data_yaml(plan.output, plan.splits, plan.classes)
             # Images that failed before are tried again, so that what is in quarantine is what is wrong now.
             (plan.output / QUARANTINE).unlink(missing_ok=True)
-        encode = Encode(per_image, to_detections)
+        encode = Encode(per_image, to_detections, known)
         _Labeling(plan, journal, left, encode, clock, portion).run(images[: plan.limit], predict_batch)
         with writing(plan):
             if portion is None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 from importlib import metadata
+
+PACKAGES = ("autodistill-grounded-sam3", "torch", "torchvision", "transformers", "supervision", "numpy")
+# Those of which another version may give other labels.
+DECIDING_PACKAGES = ("autodistill-grounded-sam3", "torch", "transformers")
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -20,3 +25,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def versions_of_run() -> dict[str, str]:
+    """What a run is computed with, to be read by people."""
+    return {"python": platform.python_version()} | installed_versions(PACKAGES)

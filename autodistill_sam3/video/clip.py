@@ -62,6 +62,10 @@ class Clip(Protocol):
         """
         ...
 
+    def time_of(self, index: int) -> float | None:
+        """Seconds from the first frame to this one; None where frames have no times."""
+        ...
+
     def close(self) -> None:
         """Let go of the source; what was read stays valid. Closing twice is harmless."""
         ...

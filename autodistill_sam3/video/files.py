@@ -72,6 +72,11 @@ class VideoFile(OpenedClip):
             self.close()
             raise
 
+    def time_of(self, index: int) -> float | None:
+        """Seconds from the first frame to this one."""
+        time_base = self._packets.stream.time_base
+        return float((self._shown_at[index] - self._shown_at[0]) * time_base) if time_base else None
+
     def close(self) -> None:
         """Close the decoder and the file; twice is harmless."""
         super().close()
@@ -139,9 +144,7 @@ class VideoFile(OpenedClip):
         pixels = _upright(self._rgb(picture), self._matrix)
         if pixels.shape[:2] != self.hw:
             pixels = np.asarray(cv2.resize(pixels, self.hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
-        time_base = self._packets.stream.time_base
-        time = float((self._shown_at[index] - self._shown_at[0]) * time_base) if time_base else None
-        return Frame(index, pixels, time)
+        return Frame(index, pixels, self.time_of(index))
 
     def _rgb(self, picture: VideoFrame) -> RGBImage:
         """Colours by the matrix and range that the stream names, as FFmpeg converts them."""

@@ -37,6 +37,10 @@ class OpenedClip(ABC):
             raise SettingError(f"Expected 0 <= start <= stop, received start={start}, stop={stop}.")
         return self._backward(start, stop) if backward else self._forward(start, stop)
 
+    def time_of(self, index: int) -> float | None:
+        """Seconds from the first frame to this one; None where frames have no times."""
+        return None
+
     def close(self) -> None:
         """Let go of the source; what was read stays valid. Closing twice is harmless."""
         self._is_closed = True

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 import supervision as sv
 
-from autodistill_sam3.devices import Precision
+from autodistill_sam3.devices import Precision, precision_name, select_device
 from autodistill_sam3.errors import SettingError
 from autodistill_sam3.ontology import Ontology, Prompting, PromptTable
 from autodistill_sam3.segmentation import DEFAULT_BACKEND, Backend, check_backend, segmenter_identity
@@ -105,6 +105,8 @@ class SAM3Video:
         self.florence2_checkpoint: Path | None = None
         if prompting != "text":
             self.florence2_checkpoint = find_checkpoint(FLORENCE2, florence2_argument(checkpoint, florence2_checkpoint))
+        selected = select_device(device)
+        self._computes_in = {"device": selected.type, "precision": precision_name(precision, selected)}
         self._session: ClipSession | None = None
         self._engine: VideoEngine = self._load(device, precision, gpus_to_use)
         self._requests = RequestSessions(self._engine)
@@ -204,6 +206,7 @@ class SAM3Video:
             hashes["florence2_sha256"] = sha256_of(self.florence2_checkpoint)
         return {
             **hashes,
+            **self._computes_in,
             "prompts": list(self.table.prompts),
             "classes": [self.table.classes[index] for index in self.table.class_of_prompt],
             "prompting": self.prompting,

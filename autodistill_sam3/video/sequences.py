@@ -140,10 +140,10 @@ def frames_in(folder: Path) -> list[Path]:
             f"Expected a folder of frames, received one without images: {folder}. Name the folder that has them, or a "
             "video file."
         )
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural_order)
 
 
-def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Numbers in names by their value: frame2 before frame10."""
     parts = re.split(r"(\d+)", path.name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name

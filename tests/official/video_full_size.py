@@ -208,7 +208,7 @@ def candidates(
         return lambda: OfficialWay(checkpoint, bpe_path, device, precision)
 
     def ours(precision: Precision) -> Callable[[], Way]:
-        return lambda: OurWay(checkpoint, bpe_path, device, precision)
+        return lambda: OurWay(converted, device, precision, adapt)
 
     def parts(precision: Precision) -> Callable[[], Way]:
         return lambda: OfficialEngineWay(checkpoint, bpe_path, device, precision)

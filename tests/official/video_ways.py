@@ -125,6 +125,18 @@ class OfficialWay:
         self._predictor.close()
 
 
+def converted_model(folder: Path, adapt: Callable[[dict[str, Any]], None]) -> tuple[Any, Any]:
+    """A `Sam3VideoModel` of transformers' layout and its tokenizer."""
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, Sam3VideoConfig, Sam3VideoModel
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    adapt(config)
+    model = Sam3VideoModel(Sam3VideoConfig.from_dict(config))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 class TransformersWay:
     """transformers' `Sam3VideoModel` and its own post-processing."""
 
@@ -140,16 +152,11 @@ class TransformersWay:
         with_token: bool = False,
     ) -> None:
         """With Meta's token of the geometry encoder, if asked for, which plain transformers leaves out."""
-        from safetensors.torch import load_file
-        from transformers import AutoTokenizer, Sam3VideoConfig, Sam3VideoModel, Sam3VideoProcessor
+        from transformers import Sam3VideoProcessor
 
         self.title = f"transformers' Sam3VideoModel, {precision}"
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        adapt(config)
-        model = Sam3VideoModel(Sam3VideoConfig.from_dict(config))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        self.model: Any = model.to(device).eval()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, self._tokenizer = converted_model(folder, adapt)
+        self.model: Any = model.to(device)
         self._processor = Sam3VideoProcessor.__new__(Sam3VideoProcessor)
         self._device = torch.device(device)
         self._dtype = autocast_dtype(precision, self._device)
@@ -244,13 +251,14 @@ class OurWay:
 
     def __init__(
         self,
-        checkpoint: Path,
-        bpe_path: Path,
+        folder: Path,
         device: str,
         precision: Precision = "auto",
+        adapt: Callable[[dict[str, Any]], None] = lambda config: None,
     ) -> None:
         self.title = f"autodistill_sam3, {precision}"
-        self._segmenter = TransformersSegmenter.load(checkpoint, bpe_path=bpe_path, device=device, precision=precision)
+        model, tokenizer = converted_model(folder, adapt)
+        self._segmenter = TransformersSegmenter(model, tokenizer, device=device, precision=precision)
         self.model: Any = OurLimits()
 
     def track(self, images: Sequence[Array], prompts: Sequence[str]) -> Iterator[FrameTracks]:
@@ -264,9 +272,9 @@ class OurWay:
             fill_area=limits.fill_hole_area,
             max_objects=limits.max_num_objects,
         )
-        classes = tuple(range(len(prompts)))
-        detecting = Detecting(classes, (limits.score_threshold_detection,) * len(prompts))
-        engine = TransformersVideoEngine(self._segmenter, detecting, rules)
+        floors = (limits.score_threshold_detection,) * len(prompts)
+        detecting = Detecting(tuple(prompts), tuple(range(len(prompts))), floors)
+        engine = TransformersVideoEngine(self._segmenter, lambda prompts: detecting, rules)
         with self._recorded(images[0], prompts[0]), engine.open(ListClip(list(images))) as session:
             session.set_texts(prompts)
             yield from session.propagate()

@@ -20,7 +20,8 @@ def write_coco(file: IO[str], records: Iterable[ImageRecord], classes: Iterable[
 
     Image and annotation ids count from 1 in the order of the records; category ids are class ids plus 1, since
     COCO tools take 0 for "no category". All objects have `iscrowd` 0, also those of several parts or with holes:
-    trainers drop crowds. `segmentation` is empty for models that give no masks.
+    trainers drop crowds. `segmentation` is empty for models that give no masks; objects of frames of a clip have the
+    `track_id` that they have in it.
 
     Args:
         file: Where to write. Annotations wait in a temporary file without a name, in the folder of this one.
@@ -74,4 +75,5 @@ def _annotation(annotation_id: int, image_id: int, annotation: Annotation) -> di
         "iscrowd": 0,
         "score": annotation["confidence"],
         **annotation["data"],
+        **({"track_id": annotation["track_id"]} if "track_id" in annotation else {}),
     }

@@ -102,8 +102,8 @@ class MemoryTracker:
         self.memory_frames: int = config.num_maskmem - 1
         self.max_pointers: int = config.max_object_pointers_in_encoder
         self.max_conditioning: int = config.max_cond_frame_num
-        self.image_size: int = self._tracker.image_size
         self.mask_side: int = self._tracker.prompt_encoder.mask_input_size[0]
+        self.memory_side = 4 * self.mask_side
         grid = self._tracker.prompt_encoder.image_embedding_size[0]
         shape = (1, self._tracker.mem_dim, grid, grid)
         with full_precision(device):
@@ -183,23 +183,24 @@ class MemoryTracker:
     def from_masks(self, maps: FrameMaps, masks: torch.Tensor) -> tuple[Decoded, torch.Tensor]:
         """Objects that are what masks say.
 
+        As Meta's `_use_mask_as_output` (sam3/model/sam3_tracker_base.py), at four times the side of the model's masks;
+        transformers works at the side of its input.
+
         Args:
             maps: Of the frame.
-            masks: (N, h, w) ``bool`` of any size, each with at least one pixel.
+            masks: (N, 16g, 16g) ``bool``, each with at least one pixel.
 
         Returns:
-            The objects, and their masks as logits from -10 to 10 in the size of the model's input, (N, S, S).
+            The objects, and their masks as logits of -10 and 10, (N, 16g, 16g).
         """
-        tracker = self._tracker
-        large = _resized(masks.float(), self.image_size)
+        large = masks.float()
         logits = large * 20.0 - 10.0
         with autocast(self._device, self._dtype):
-            asked = tracker.mask_downsample(large[:, None]).float()
-        asked = _resized(asked[:, 0], self.mask_side)
+            asked = self._tracker.mask_downsample(large[:, None]).float()
         points = torch.zeros(len(masks), 1, 2, device=self._device)
         labels = torch.full((len(masks), 1), -1, device=self._device, dtype=torch.int32)
         features = maps.coarse.expand(len(masks), -1, -1, -1)
-        told = self._decode(maps, features, points, labels, asked[:, None], multimask=True)
+        told = self._decode(maps, features, points, labels, asked, multimask=True)
         sure = torch.ones_like(told.iou)
         return Decoded(_resized(logits, self.mask_side), 10 * sure, sure, told.pointers), logits
 
@@ -217,7 +218,7 @@ class MemoryTracker:
         """
         tracker = self._tracker
         there = (logits > 0).flatten(1).any(1)
-        masks = _resized(logits.float(), 4 * self.mask_side)[:, None]
+        masks = _resized(logits.float(), self.memory_side)[:, None]
         masks = (masks > 0).float() if is_prompted else masks.sigmoid()
         config = tracker.config
         masks = masks * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc

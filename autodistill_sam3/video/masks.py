@@ -85,13 +85,13 @@ def without_shrunk(logits: torch.Tensor, classes: npt.NDArray[np.int64], least: 
 
 
 def without_overlap(
-    masks: CompactMask, scores: Sequence[float], classes: npt.NDArray[np.int64], image_hw: tuple[int, int]
+    masks: CompactMask, presence: Sequence[float], classes: npt.NDArray[np.int64], image_hw: tuple[int, int]
 ) -> tuple[CompactMask, npt.NDArray[np.int64]]:
-    """Each pixel to one object of a class: the one with the highest score.
+    """Each pixel to one object of a class: the one that is surest to be there.
 
     Args:
         masks: N masks, each with at least one pixel.
-        scores: (N,).
+        presence: (N,), how surely.
         classes: (N,).
         image_hw: Height and width of the frame.
 
@@ -100,7 +100,7 @@ def without_overlap(
     """
     boxes = tight_xyxy(masks).astype(np.int64)
     crops = [(masks.crop(index).copy(), int(box[0]), int(box[1])) for index, box in enumerate(boxes)]
-    order = sorted(range(len(crops)), key=lambda index: -scores[index])
+    order = sorted(range(len(crops)), key=lambda index: -presence[index])
     for place, index in enumerate(order):
         for better in order[:place]:
             if classes[index] == classes[better]:

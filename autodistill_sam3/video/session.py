@@ -98,7 +98,7 @@ class TransformersTrackingSession:
         step = self._step(self._viewer.see([frame], Detecting())[0], reverse=False)
         logits = step.point_at(own, points, labels)
         self._objects[own.object_id] = own
-        return own.object_id, step.show([own], logits, [own.confidence])
+        return own.object_id, step.show([own], logits, [own.confidence], [1.0])
 
     def propagate(
         self, start_frame: int = 0, max_frames: int | None = None, *, reverse: bool = False
@@ -170,10 +170,11 @@ class TransformersTrackingSession:
         masks = detected.masks.logits[places]
         step.begin(new, masks)
         self._drop(frame)
-        probability = carried.object_logits.sigmoid().tolist()
-        scores = [own.confidence * value for own, value in zip(objects, probability, strict=True)]
-        scores += [own.confidence for own in new]
-        shown = step.show([*objects, *new], torch.cat([settled, step.clean(masks)]), scores)
+        presence = carried.object_logits.sigmoid().tolist()
+        scores = [own.confidence * value for own, value in zip(objects, presence, strict=True)]
+        born_with = [own.confidence for own in new]
+        logits = torch.cat([settled, step.clean(masks)])
+        shown = step.show([*objects, *new], logits, [*scores, *born_with], [*presence, *born_with])
         return self._without_removed(shown)
 
     def _judge(

@@ -142,7 +142,7 @@ class FrameStep:
         recall = own.memory.recall(self.frame_index, reverse=self.reverse) if others else None
         asked, told = torch.from_numpy(points)[None], torch.from_numpy(labels)[None]
         decoded = self.tracker.prompt(self.maps, asked, told, recall, self.max_pointers)
-        size = (self.tracker.image_size, self.tracker.image_size)
+        size = (self.tracker.memory_side, self.tracker.memory_side)
         large = interpolate(decoded.logits[:, None], size=size, mode="bilinear")[:, 0]
         memory = self.tracker.remember(self.maps, large, decoded.pointers, is_prompted=True)[0]
         own.memory.condition(self.frame_index, memory)
@@ -152,15 +152,28 @@ class FrameStep:
         own.confidence = float(decoded.iou[0].clamp(0, 1))
         return logits
 
-    def show(self, objects: Sequence[TrackedObject], logits: torch.Tensor, scores: Sequence[float]) -> FrameTracks:
-        """What the frame shows of objects: masks (N, 4g, 4g) in its size, each pixel to one object of a class."""
+    def show(
+        self,
+        objects: Sequence[TrackedObject],
+        logits: torch.Tensor,
+        scores: Sequence[float],
+        presence: Sequence[float],
+    ) -> FrameTracks:
+        """What the frame shows of objects.
+
+        Args:
+            objects: N objects.
+            logits: (N, 4g, 4g), their masks.
+            scores: (N,) in 0..1.
+            presence: (N,), how surely each is in the frame: of a class, a pixel goes to the surest.
+        """
         if not objects:
             return FrameTracks.empty(self.frame_index, self.image_hw)
         masks, kept = upsampled_masks(logits, self.image_hw)
         if not kept:
             return FrameTracks.empty(self.frame_index, self.image_hw)
         seen = [objects[place] for place in kept]
-        masks, left = without_overlap(masks, [scores[place] for place in kept], _classes(seen), self.image_hw)
+        masks, left = without_overlap(masks, [presence[place] for place in kept], _classes(seen), self.image_hw)
         order = sorted(range(len(left)), key=lambda place: seen[left[place]].object_id)
         shown = [seen[left[place]] for place in order]
         return FrameTracks(
@@ -173,7 +186,7 @@ class FrameStep:
         )
 
     def _from_detections(self, logits: torch.Tensor) -> tuple[Decoded, torch.Tensor]:
-        size = (self.tracker.image_size, self.tracker.image_size)
+        size = (self.tracker.memory_side, self.tracker.memory_side)
         masks = interpolate(logits[:, None], size=size, mode="bilinear")[:, 0] > 0
         return self.tracker.from_masks(self.maps, masks)
 

@@ -293,7 +293,9 @@ class OurWay:
             return
         # All queries, in their order.
         [found] = self._segmenter.detect(self._segmenter.encode([image]), [prompt], [-1.0])
-        seen.scores.append(found.scores)
+        # With the floor that Meta's model has.
+        yes, no = np.maximum(found.scores, _LEAST), np.maximum(1 - found.scores, _LEAST)
+        seen.scores.append(yes / (yes + no))
         seen.mask_logits.append(found.logits.cpu().numpy())
         carry = FrameStep.carry
 

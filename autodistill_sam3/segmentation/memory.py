@@ -74,12 +74,14 @@ class Decoded:
 
     Attributes:
         logits: (N, 4g, 4g) ``float32``; `ABSENT` where the object is not in the frame.
+        drawn: The same, as if every object were there.
         object_logits: (N,) ``float32``, that it is.
         iou: (N,) ``float32`` in 0..1, predicted for the mask.
         pointers: (N, C) ``float32``.
     """
 
     logits: torch.Tensor
+    drawn: torch.Tensor
     object_logits: torch.Tensor
     iou: torch.Tensor
     pointers: torch.Tensor
@@ -145,7 +147,7 @@ class MemoryTracker:
     def _nothing(self) -> Decoded:
         numbers = torch.zeros(0, device=self._device)
         masks = numbers.new_zeros(0, self.mask_side, self.mask_side)
-        return Decoded(masks, numbers, numbers, numbers.new_zeros(0, self._tracker.hidden_dim))
+        return Decoded(masks, masks, numbers, numbers, numbers.new_zeros(0, self._tracker.hidden_dim))
 
     @torch.inference_mode()
     def prompt(
@@ -202,7 +204,8 @@ class MemoryTracker:
         features = maps.coarse.expand(len(masks), -1, -1, -1)
         told = self._decode(maps, features, points, labels, asked, multimask=True)
         sure = torch.ones_like(told.iou)
-        return Decoded(_resized(logits, self.mask_side), 10 * sure, sure, told.pointers), logits
+        small = _resized(logits, self.mask_side)
+        return Decoded(small, small, 10 * sure, sure, told.pointers), logits
 
     @torch.inference_mode()
     def remember(
@@ -310,8 +313,10 @@ class MemoryTracker:
         is_there = object_logits > 0
         # Without several masks there is one token.
         chosen = pointers[rows, best] if pointers.shape[1] > 1 else pointers[:, 0]
+        drawn = logits[rows, 0, best].float()
         return Decoded(
-            logits=torch.where(is_there[:, None, None], logits[rows, 0, best].float(), ABSENT),
+            logits=torch.where(is_there[:, None, None], drawn, ABSENT),
+            drawn=drawn,
             object_logits=object_logits,
             iou=iou[rows, 0, best].float(),
             pointers=torch.where(is_there[:, None], chosen, tracker.no_object_pointer),

@@ -7,7 +7,7 @@ The rules and their numbers are those of Meta's video model (sam3/model/sam3_vid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,12 @@ class TrackingRules:
         renew_every: Frames between renewals of the memory by sure detections; 0 for never.
         renew_confidence: Of those detections.
         renew_iou: With their tracks.
+        is_corrected: Whether such detections take the place of the tracks' masks, instead of confirming them.
         occluded_iou: Of two tracks of a class with this IoU, the one that was hidden later gives way.
+        hide_after: An object that no detection supports for more than so many frames is not shown until one does again;
+            None shows whatever the tracker says.
+        relink: Sizes of an object that it may have moved, and more for each frame, for a new detection of its class to
+            show it after it was hidden; None begins a new track.
         shrunk_area: A mask that would keep less than this share, each pixel going to one object, is not remembered.
         fill_area: Holes and specks of so many pixels of the model's mask are removed.
         max_objects: As many are tracked at a time; of more, the surest begin.
@@ -56,6 +61,9 @@ class TrackingRules:
     occluded_iou: float
     fill_area: int
     max_objects: int
+    is_corrected: bool = False
+    hide_after: int | None = None
+    relink: tuple[float, float] | None = (1.0, 0.3)
     shrunk_area: float = 0.3
     forget_after: int = 90
 
@@ -76,6 +84,9 @@ class TrackingRules:
             occluded_iou=config.suppress_overlapping_based_on_recent_occlusion_threshold,
             fill_area=config.fill_hole_area,
             max_objects=config.max_num_objects,
+            is_corrected=not config.recondition_on_trk_masks,
+            # Their counter begins at its highest value and falls by one for each frame without support.
+            hide_after=None if config.suppress_unmatched_only_within_hotstart else config.max_trk_keep_alive,
         )
 
 
@@ -88,12 +99,14 @@ class Association:
         supporters: For each track the detection it overlaps most, if it supports it; else -1.
         duplicates: Groups of tracks that lie on one detection.
         renewed: Track -> the detection, sure and alike, that confirms it.
+        found_again: Hidden track -> the detection that is where it would be drawn.
     """
 
     new: list[int]
     supporters: Ints
     duplicates: list[list[int]]
     renewed: dict[int, int]
+    found_again: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +159,61 @@ def associate(iou: Floats, found: Found, track_class: Ints, rules: TrackingRules
         duplicates=[np.flatnonzero(row).tolist() for row in touching if row.sum() > 1],
         renewed={int(iou[index].argmax()): int(index) for index in np.flatnonzero(sure)},
     )
+
+
+def find_again(association: Association, iou: Floats, found: Found, track_class: Ints, limit: float) -> Association:
+    """New detections that show objects which were hidden.
+
+    Without it, an object that the tracker places rightly, but does not trust to be there, would begin anew.
+
+    Args:
+        association: Of the frame.
+        iou: (D, T) with the masks that tracks would have if they were there; 0 for tracks that are seen.
+        found: The detections.
+        track_class: (T,) class ids, or `ANY_CLASS`.
+        limit: The least IoU.
+    """
+    same = (found.class_id[:, None] == track_class[None]) | (track_class[None] == ANY_CLASS)
+    likely = np.where(same, iou, 0)
+    again: dict[int, int] = {}
+    for detection in sorted(association.new, key=lambda place: -found.scores[place]):
+        row = likely[detection].copy()
+        row[list(again)] = 0
+        if len(row) and row.max() >= limit:
+            again[int(row.argmax())] = detection
+    new = [place for place in association.new if place not in again.values()]
+    return replace(association, new=new, found_again=again)
+
+
+def within_reach(
+    association: Association, boxes: tuple[Floats, Floats], same: Bools, gaps: Ints, reach: tuple[float, float]
+) -> Association:
+    """New detections that are near enough to where objects were seen last, the nearest first.
+
+    Args:
+        association: Of the frame.
+        boxes: xyxy of the D detections, and of the T tracks when they were supported last.
+        same: (D, T), whether a detection may show a track: of its class, and hidden.
+        gaps: (T,) frames since then.
+        reach: In sizes of the object, a size being the square root of its box's area: at once, and for each frame.
+    """
+    last = boxes[1]
+    size = np.sqrt(np.prod(last[:, 2:] - last[:, :2], axis=1)).clip(min=1.0)
+    centres = [(xyxy[:, :2] + xyxy[:, 2:]) / 2 for xyxy in boxes]
+    far = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2) / size
+    is_near = same & (far <= reach[0] + reach[1] * gaps)
+    is_near[:, list(association.found_again)] = False
+    candidates = [
+        (far[detection, track], detection, track)
+        for detection in association.new
+        for track in np.flatnonzero(is_near[detection]).tolist()
+    ]
+    again = dict(association.found_again)
+    for _, detection, track in sorted(candidates):
+        if track not in again and detection not in again.values():
+            again[track] = detection
+    new = [place for place in association.new if place not in again.values()]
+    return replace(association, new=new, found_again=again)
 
 
 def suppress_duplicates(iou: Floats, scores: Floats, classes: Ints, limit: float) -> Ints:

@@ -26,6 +26,16 @@ def mask_iou(first: torch.Tensor, second: torch.Tensor) -> npt.NDArray[np.float3
     return iou
 
 
+def tight_boxes(masks: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Boxes, xyxy (N, 4), around (N, h, w) ``bool`` masks, right and bottom edges exclusive; zeros for empty ones."""
+    found = np.zeros((len(masks), 4), dtype=np.float32)
+    for place, mask in enumerate(masks.cpu().numpy()):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            found[place] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return found
+
+
 def without_specks(logits: torch.Tensor, area: int) -> torch.Tensor:
     """Fill holes and wipe away specks of at most so many pixels.
 

@@ -123,6 +123,8 @@ class TrackedObject:
         prompts: Points (P, 2) in 0..1 and labels (P,) by frame, box corners included.
         last_hidden: The frame in which it was last not to be seen; -1 for never.
         last_seen: The last frame in which it was seen.
+        unsupported: Frames since a detection supported it.
+        last_xyxy: Where that was, in cells of the model's masks.
     """
 
     object_id: int
@@ -137,6 +139,8 @@ class TrackedObject:
     prompts: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = field(default_factory=dict)
     last_hidden: int = -1
     last_seen: int = -1
+    unsupported: int = 0
+    last_xyxy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
 
     @property
     def is_pointed(self) -> bool:

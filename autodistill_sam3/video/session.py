@@ -21,6 +21,7 @@ from autodistill_sam3.segmentation.memory import Decoded
 from autodistill_sam3.video.association import ANY_CLASS, Association, Probation, TrackingRules
 from autodistill_sam3.video.clip import Clip, Frame
 from autodistill_sam3.video.detections import Detecting, Detections, FrameViewer, Seen, detections_of
+from autodistill_sam3.video.masks import tight_boxes
 from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory, TrackedObject
 from autodistill_sam3.video.prompts import as_points, one_box
 from autodistill_sam3.video.step import FrameStep, adopt
@@ -162,6 +163,7 @@ class TransformersTrackingSession:
         association = step.match(objects, carried, detected)
         # Before the tracks that it ends are gone.
         self._judge(frame, objects, carried, detected, association)
+        carried = step.correct(objects, carried, detected, association)
         settled = step.settle(objects, carried)
         step.remember(objects, carried, settled, detected, association)
         born = None if frame == start else (frame, reverse)
@@ -173,6 +175,9 @@ class TransformersTrackingSession:
         presence = carried.object_logits.sigmoid().tolist()
         scores = [own.confidence * value for own, value in zip(objects, presence, strict=True)]
         born_with = [own.confidence for own in new]
+        limit = self._rules.hide_after
+        kept = [limit is None or own.is_pointed or own.unsupported <= limit for own in objects]
+        settled = torch.where(torch.tensor(kept, device=settled.device, dtype=torch.bool)[:, None, None], settled, -1.0)
         logits = torch.cat([settled, step.clean(masks)])
         shown = step.show([*objects, *new], logits, [*scores, *born_with], [*presence, *born_with])
         return self._without_removed(shown)
@@ -187,8 +192,14 @@ class TransformersTrackingSession:
     ) -> None:
         """Note what the detections say of each track, and take back those that nothing speaks for."""
         visible = (carried.logits > 0).flatten(1).any(1).cpu().numpy()
-        for own, supporter, is_visible in zip(objects, association.supporters.tolist(), visible, strict=True):
+        supporters = association.supporters.copy()
+        for track, detection in association.found_again.items():
+            supporters[track] = detection
+        boxes = tight_boxes(detected.masks.logits > 0)
+        for own, supporter, is_visible in zip(objects, supporters.tolist(), visible, strict=True):
+            own.unsupported = 0 if supporter >= 0 else own.unsupported + 1
             if supporter >= 0:
+                own.last_xyxy = boxes[supporter]
                 masks = detected.masks
                 prompt, source = int(masks.prompt_index[supporter]), str(detected.source[supporter])
                 adopt(own, float(masks.scores[supporter]), prompt, source)
@@ -233,6 +244,7 @@ class TransformersTrackingSession:
         own = self._new(None, int(detected.found.class_id[place]), prompt, source, float(masks.scores[place]))
         own.born = born
         own.last_seen, own.probation = frame, Probation(frame)
+        own.last_xyxy = tight_boxes(masks.logits[[place]] > 0)[0]
         self._objects[own.object_id] = own
         return own
 

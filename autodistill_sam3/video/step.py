@@ -12,9 +12,9 @@ from torch.nn.functional import interpolate
 
 from autodistill_sam3.segmentation.masks import upsampled_masks
 from autodistill_sam3.segmentation.memory import Decoded, FrameMaps, Memory, MemoryTracker
-from autodistill_sam3.video.association import Association, TrackingRules, associate, give_way
+from autodistill_sam3.video.association import Association, TrackingRules, associate, find_again, give_way, within_reach
 from autodistill_sam3.video.detections import Detections
-from autodistill_sam3.video.masks import mask_iou, without_overlap, without_shrunk, without_specks
+from autodistill_sam3.video.masks import mask_iou, tight_boxes, without_overlap, without_shrunk, without_specks
 from autodistill_sam3.video.objects import TrackedObject
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks
 
@@ -53,7 +53,7 @@ class FrameStep:
             if self.frame_index in own.shown:
                 logits[place] = own.shown[self.frame_index].to(logits.device)
                 object_logits[place] = _SURE
-        return Decoded(logits, object_logits, told.iou, told.pointers)
+        return Decoded(logits, told.drawn, object_logits, told.iou, told.pointers)
 
     def clean(self, logits: torch.Tensor) -> torch.Tensor:
         """Masks (N, 4g, 4g) without small holes and specks."""
@@ -61,8 +61,40 @@ class FrameStep:
 
     def match(self, objects: Sequence[TrackedObject], carried: Decoded, detected: Detections) -> Association:
         """Which detections show which objects."""
-        iou = mask_iou(detected.masks.logits > 0, carried.logits > 0)
-        return associate(iou, detected.found, _classes(objects), self.rules)
+        classes, positive = _classes(objects), carried.logits > 0
+        association = associate(mask_iou(detected.masks.logits > 0, positive), detected.found, classes, self.rules)
+        hidden = ~positive.flatten(1).any(1)
+        if self.rules.is_corrected:
+            # Where detections are believed, a track that none supports is as good as hidden.
+            hidden |= torch.from_numpy(association.supporters < 0).to(hidden.device)
+        if not association.new or not hidden.any():
+            return association
+        drawn = (carried.drawn > 0) & hidden[:, None, None]
+        iou = mask_iou(detected.masks.logits > 0, drawn)
+        association = find_again(association, iou, detected.found, classes, self.rules.match_iou)
+        if self.rules.relink is None or not association.new:
+            return association
+        boxes = tight_boxes(detected.masks.logits > 0), np.stack([own.last_xyxy for own in objects])
+        same = (detected.found.class_id[:, None] == classes[None]) & hidden.cpu().numpy()[None]
+        gaps = np.array([own.unsupported + 1 for own in objects])
+        return within_reach(association, boxes, same, gaps, self.rules.relink)
+
+    def correct(
+        self, objects: Sequence[TrackedObject], carried: Decoded, detected: Detections, association: Association
+    ) -> Decoded:
+        """What was carried over, with the masks of detections where these are to be believed instead."""
+        chosen = dict(association.found_again)
+        every = self.rules.renew_every
+        if self.rules.is_corrected and every and self.frame_index % every == 0:
+            chosen |= association.renewed
+        chosen = {track: place for track, place in chosen.items() if self.frame_index not in objects[track].shown}
+        if not chosen:
+            return carried
+        tracks, places = list(chosen), list(chosen.values())
+        logits, object_logits = carried.logits.clone(), carried.object_logits.clone()
+        logits[tracks] = self.clean(detected.masks.logits[places])
+        object_logits[tracks] = object_logits[tracks].clamp(min=_SURE)
+        return Decoded(logits, carried.drawn, object_logits, carried.iou, carried.pointers)
 
     def settle(self, objects: Sequence[TrackedObject], carried: Decoded) -> torch.Tensor:
         """Masks (N, 4g, 4g) after objects that lie on others have given way; notes who is hidden."""
@@ -98,7 +130,7 @@ class FrameStep:
             if self.frame_index not in own.shown:
                 own.memory.keep(self.frame_index, memory, quality)
         every = self.rules.renew_every
-        if every and self.frame_index % every == 0:
+        if every and self.frame_index % every == 0 and not self.rules.is_corrected:
             self._renew(objects, carried, memories, detected, association)
 
     def _renew(

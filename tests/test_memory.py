@@ -55,11 +55,6 @@ class Session:
         out = self.tracker(self.session, frame_idx=frame, reverse=reverse)
         return out.pred_masks[:, 0], out.object_score_logits.flatten()
 
-    def add_mask(self, object_id, frame, mask):
-        index = self.session.obj_id_to_idx(object_id)
-        self.session.add_mask_inputs(index, frame, mask[None, None])
-        self.session.obj_with_new_inputs = [object_id]
-
     def add_points(self, object_id, frame, points, labels):
         index = self.session.obj_id_to_idx(object_id)
         inputs = {"point_coords": points[None, None] * 240, "point_labels": labels[None, None]}
@@ -67,43 +62,47 @@ class Session:
         self.session.obj_with_new_inputs = [object_id]
 
 
-def recall(memories, conditioning, frame, sign=1):
+def recall(tracker, memories, conditioning, frame, sign=1):
     """What an object that was asked in all frames remembers."""
     spatial = [(0, memories[at].spatial) for at in conditioning]
     back = [(age, memories.get(frame - sign * age)) for age in range(1, FRAMES)]
     tracked = [(age, memory) for age, memory in back if memory and frame - sign * age not in conditioning]
-    spatial += [(age, memory.spatial) for age, memory in tracked if age <= 6]
+    spatial += [(age, memory.spatial) for age, memory in tracked if age <= tracker.memory_frames]
     pointers = [(sign * (frame - at), memories[at].pointer) for at in conditioning]
     return Recall(tuple(spatial), (*pointers, *((age, memory.pointer) for age, memory in tracked)))
+
+
+def remembered(tracker, maps, decoded, is_prompted):
+    """Of one object, with the mask in the size in which transformers hands it on."""
+    large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
+    return tracker.remember(maps, large, decoded.pointers, is_prompted=is_prompted)[0]
 
 
 @torch.inference_mode()
 def test_tracking_equals_transformers_one_object_at_a_time(model, vision):
     tracker, session = MemoryTracker(model, torch.device("cpu"), None), Session(model, vision)
     maps = tracker.maps(vision)
-    masks = torch.zeros(2, 96, 96, dtype=torch.bool)
-    masks[0, 20:40, 30:60], masks[1, 50:90, 5:40] = True, True
-    # The first object begins with a mask, the second with a box one frame later.
-    session.add_mask(7, 0, masks[0])
+    # The first object begins with a point, the second with a box one frame later.
+    point, on_it = torch.tensor([[0.4, 0.3]]), torch.tensor([1])
+    session.add_points(7, 0, point, on_it)
     expected, _ = session.ask(0)
-    decoded, large = tracker.from_masks(maps[0], masks[:1])
-    torch.testing.assert_close(decoded.logits, expected, atol=1e-4, rtol=1e-4)
-    first = {0: tracker.remember(maps[0], large, decoded.pointers, is_prompted=True)[0]}
+    decoded = tracker.prompt(maps[0], point[None], on_it[None])
+    torch.testing.assert_close(decoded.logits, expected, atol=2e-4, rtol=1e-4)
+    first = {0: remembered(tracker, maps[0], decoded, is_prompted=True)}
     corners, labels = torch.tensor([[0.1, 0.5], [0.4, 0.9]]), torch.tensor(BOX_CORNERS)
     session.add_points(8, 1, corners, labels)
     expected, _ = session.ask(1)
     decoded = tracker.prompt(maps[1], corners[None], labels[None])
     torch.testing.assert_close(decoded.logits, expected[1:], atol=2e-4, rtol=1e-4)
-    large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
-    second = {1: tracker.remember(maps[1], large, decoded.pointers, is_prompted=True)[0]}
+    second = {1: remembered(tracker, maps[1], decoded, is_prompted=True)}
     objects = [(first, [0]), (second, [1])]
     for frame in range(1, FRAMES):
         known = objects[: 1 if frame == 1 else 2]
-        recalls = [recall(memories, conditioning, frame) for memories, conditioning in known]
+        recalls = [recall(tracker, memories, conditioning, frame) for memories, conditioning in known]
         decoded = tracker.propagate(maps[frame], recalls, FRAMES)
         if frame > 1:
             expected, scores = session.ask(frame)
-            torch.testing.assert_close(decoded.object_logits, scores, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(decoded.object_logits, scores, atol=2e-2, rtol=1e-3)
         # Memories are kept in bf16, where a last bit is 0.4 %.
         torch.testing.assert_close(decoded.logits, expected[: len(known)], atol=2e-2, rtol=1e-3)
         large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
@@ -116,22 +115,19 @@ def test_tracking_equals_transformers_one_object_at_a_time(model, vision):
 @torch.inference_mode()
 def test_backward_and_refined(model, vision):
     tracker, session = MemoryTracker(model, torch.device("cpu"), None), Session(model, vision)
-    maps, mask = tracker.maps(vision), torch.zeros(1, 96, 96, dtype=torch.bool)
-    mask[0, 30:60, 30:60] = True
-    last = FRAMES - 1
-    session.add_mask(1, last, mask[0])
+    maps, last = tracker.maps(vision), FRAMES - 1
+    corners, labels = torch.tensor([[0.3, 0.3], [0.6, 0.7]]), torch.tensor(BOX_CORNERS)
+    session.add_points(1, last, corners, labels)
     session.ask(last)
-    decoded, large = tracker.from_masks(maps[last], mask)
-    memories = {last: tracker.remember(maps[last], large, decoded.pointers, is_prompted=True)[0]}
+    memories = {last: remembered(tracker, maps[last], tracker.prompt(maps[last], corners[None], labels[None]), True)}
     for frame in range(last - 1, 2, -1):
         expected, _ = session.ask(frame, reverse=True)
-        decoded = tracker.propagate(maps[frame], [recall(memories, [last], frame, -1)], FRAMES)
+        decoded = tracker.propagate(maps[frame], [recall(tracker, memories, [last], frame, -1)], FRAMES)
         torch.testing.assert_close(decoded.logits, expected, atol=2e-3, rtol=1e-3)
-        large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
-        memories[frame] = tracker.remember(maps[frame], large, decoded.pointers, is_prompted=False)[0]
+        memories[frame] = remembered(tracker, maps[frame], decoded, False)
     # Points on a frame that was tracked: with what is remembered.
     points, labels = torch.tensor([[0.3, 0.3], [0.8, 0.1]]), torch.tensor([1, 0])
     session.add_points(1, 3, points, labels)
     expected, _ = session.ask(3, reverse=True)
-    decoded = tracker.prompt(maps[3], points[None], labels[None], recall(memories, [last], 3, -1), FRAMES)
+    decoded = tracker.prompt(maps[3], points[None], labels[None], recall(tracker, memories, [last], 3, -1), FRAMES)
     torch.testing.assert_close(decoded.logits, expected, atol=2e-3, rtol=1e-3)

@@ -19,7 +19,7 @@ def test_lines_run(tmp_path, monkeypatch, capsys):
     # Of what the small checkpoints know.
     lines = "\n".join(BLOCKS).replace("red car", "red circle")
     exec(compile(lines, "video.md", "exec"), names)
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     assert capsys.readouterr().out.startswith("0 [0] ['car']\n1 [0] ['car']\n0 ")
     assert (names["masks"].dtype, names["car"]) == (bool, 0)
     assert len(list((tmp_path / "masks").iterdir())) == 1

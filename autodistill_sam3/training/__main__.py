@@ -1,4 +1,4 @@
-"""`python -m autodistill_sam3.training fit|evaluate`."""
+"""`python -m autodistill_sam3.training fit|evaluate|evaluate-tracks`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    if options.command == "fit":
-        _fit(options)
-    else:
-        _evaluate(options)
+    commands = {"fit": _fit, "evaluate": _evaluate, "evaluate-tracks": _evaluate_tracks}
+    commands[options.command](options)
     return 0
 
 
@@ -65,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--hiding", type=float, default=0.0, help="share of objects laid onto an earlier one")
     score.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw best, typical and worst scenes into it")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    tracks = commands.add_parser("evaluate-tracks", help="measure a checkpoint on held-out clips; prints a table")
+    tracks.add_argument("folder", help="a folder that holds sam3/, or shapes for the bundled one")
+    tracks.add_argument("--clips", type=int, default=12, help="of 60 frames, each with an object hidden for 10")
+    tracks.add_argument("--device", default="cpu")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     score.add_argument("--device", default="cpu")
     return parser
@@ -148,6 +150,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(measurement.numbers.as_dict(), indent=1) + "\n")
     if options.pictures:
         draw_pictures(measurement, options.pictures)
+
+
+def _evaluate_tracks(options: argparse.Namespace) -> None:
+    """Measure the table of clips in models/shapes/README.md."""
+    from autodistill_sam3.training.video_table import measure_tracks, tracks_to_markdown
+
+    sys.stdout.write(tracks_to_markdown(measure_tracks(options.folder, options.clips, options.device)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import Florence2Config, PreTrainedTokenizerFast, Sam3VideoConfig
 
@@ -137,7 +138,25 @@ def sam3_config(tokenizer: PreTrainedTokenizerFast) -> Sam3VideoConfig:
         "detr_decoder_config": {**_transformer(4), "num_queries": 32},
         "mask_decoder_config": {"hidden_size": HIDDEN, "num_upsampling_stages": 3, "num_attention_heads": 8},
     }
-    return Sam3VideoConfig(detector_config=detector, tracker_config=_tracker(vision), low_res_mask_size=4 * GRID)
+    return Sam3VideoConfig(
+        detector_config=detector, tracker_config=_tracker(vision), low_res_mask_size=4 * GRID, **VIDEO_RULES
+    )
+
+
+# Its detector sees nearly everything and its tracker loses much: whatever a detection shows is believed in every frame,
+# and what none shows is hidden after two. The real model confirms tracks every 16th frame, and believes them.
+VIDEO_RULES: dict[str, Any] = {
+    "recondition_every_nth_frame": 1,
+    "recondition_on_trk_masks": False,
+    "high_conf_thresh": 0.5,
+    "high_iou_thresh": 0.1,
+    "trk_assoc_iou_thresh": 0.1,
+    "suppress_unmatched_only_within_hotstart": False,
+    "init_trk_keep_alive": 2,
+    "max_trk_keep_alive": 2,
+    # Masks have a ninth of the real model's pixels.
+    "fill_hole_area": 2,
+}
 
 
 def _transformer(layers: int) -> dict[str, object]:

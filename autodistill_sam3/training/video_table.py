@@ -20,6 +20,7 @@ from autodistill_sam3.training.world import COLOURS, SHAPES, is_held_out
 from autodistill_sam3.video import SAM3Video
 
 LENGTH = 60
+HIDDEN = 10
 # Names asked for that no object of a clip has.
 ABSENT = 2
 # Smaller parts of objects are not asked for by a box.
@@ -121,6 +122,29 @@ def score(clips: Sequence[Tracked]) -> TrackScores:
         after_hidden=after,
         objects=sum(objects),
     )
+
+
+def measure_tracks(checkpoint: str, count: int, device: str) -> dict[str, TrackScores]:
+    """Scores by text and by a box on the first frame.
+
+    Args:
+        checkpoint: As `SAM3Video` takes it.
+        count: Clips, in each of which an object is hidden for at least 10 frames.
+        device: Where to run.
+    """
+    clips = list(held_out(count, hidden=HIDDEN))
+    ways = {"text": track_text, "box on the first frame": track_boxes}
+    return {name: score([track(checkpoint, clip, device) for clip in clips]) for name, track in ways.items()}
+
+
+def tracks_to_markdown(measured: dict[str, TrackScores]) -> str:
+    """The table, a row for each way to ask."""
+    names = ("J", "F", "HOTA", "id switches / objects", "J before hidden", "J after hidden", "objects")
+    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for way, scores in measured.items():
+        *shares, objects = scores.as_dict().values()
+        lines.append(f"| {way} | " + " | ".join(f"{value:.3f}" for value in shares) + f" | {objects:.0f} |")
+    return "\n".join(lines) + "\n"
 
 
 def _bgr(clip: DrawnClip) -> list[npt.NDArray[np.uint8]]:

@@ -180,6 +180,7 @@ def test_parts_show_every_frame_once_and_keep_ids(engine, clip):
     assert set.union(*texts[:3]) & set.union(*texts[4:])
 
 
+@pytest.mark.slow
 def test_end_of_a_part_shows_only_what_the_next_one_confirms(engine, clip):
     """Random weights track nothing that they detect, so that Meta's code takes each new object back a frame later."""
     model = engine.predictor.model
@@ -253,6 +254,7 @@ def test_ids_of_new_objects_may_be_chosen(engine, clip):
         assert [tracks.object_ids.tolist() for tracks in session.propagate(0, 1)] == [[7, 8]]
 
 
+@pytest.mark.slow
 def test_what_was_said_can_be_replaced(engine, clip):
     point, other = prompt(0, [(30, 40)], [1]), prompt(0, [(80, 90)], [1])
     with engine.open(clip) as session:
@@ -265,6 +267,7 @@ def test_what_was_said_can_be_replaced(engine, clip):
     assert not (both == alone).all()
 
 
+@pytest.mark.slow
 def test_object_of_a_text_can_be_refined(engine, clip):
     with engine.open(clip) as session:
         session.set_texts(TEXTS[:1])
@@ -351,6 +354,7 @@ def test_interrupted_run_leaves_nothing(engine, clip, error):
         assert len(list(session.propagate(0, 1))) == 1
 
 
+@pytest.mark.slow
 def test_nothing_of_a_session_is_kept(engine, clip):
     def tensors():
         gc.collect()
@@ -369,6 +373,7 @@ def test_nothing_of_a_session_is_kept(engine, clip):
     assert tensors() == before
 
 
+@pytest.mark.slow
 def test_process_is_the_same_between_results(video_file, clip):
     with nothing_leaks():
         engine = narrow_video.narrow_engine(video_file, part_frames=3, overlap=1)

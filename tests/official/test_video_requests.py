@@ -107,6 +107,7 @@ def test_an_object_gives_the_same(sides):
         assert (first["outputs"]["out_binary_masks"] == second["outputs"]["out_binary_masks"]).all()
 
 
+@pytest.mark.slow
 def test_both_directions_name_objects_alike(engine, pictures, sides):
     sides.ours.handle({"type": "add_prompt", "session_id": "same", "frame_index": 2, "text": "red circle"})
     request = {"type": "propagate_in_video", "session_id": "same", "start_frame_index": 2}
@@ -124,6 +125,7 @@ def test_both_directions_name_objects_alike(engine, pictures, sides):
         assert set(found[2]) <= set(found[1])
 
 
+@pytest.mark.slow
 def test_several_sessions_and_several_texts(engine, pictures):
     ours = RequestSessions(engine)
     one, two = (ours.handle({"type": "start_session", "resource_path": pictures[:2]})["session_id"] for _ in range(2))

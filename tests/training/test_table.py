@@ -290,6 +290,7 @@ def test_every_row_has_a_picture(measurement, tmp_path):
             assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_numbers_and_pictures(tmp_path, capsys):
     numbers, pictures = tmp_path / "deep" / "numbers.json", tmp_path / "pictures"
     options = ["--scenes", "1", "--hiding", "0.3", "--json", str(numbers), "--pictures", str(pictures)]

@@ -15,7 +15,7 @@ from autodistill_sam3.segmentation.transformers_segmenter import TransformersSeg
 from autodistill_sam3.training.clips import draw_clip
 from autodistill_sam3.training.video_table import overlaps
 
-LENGTH = 14
+LENGTH = 10
 
 
 def ontology(*names):
@@ -103,7 +103,7 @@ def test_both_directions_cover_all_frames_with_the_same_ids(clip, forward):
 def test_backward_from_the_end(clip):
     with of(clip) as video:
         results = list(video.track(bgr(clip), direction="backward", max_frames=4))
-    assert [index for index, _ in results] == [13, 12, 11, 10]
+    assert [index for index, _ in results] == [9, 8, 7, 6]
     assert all(len(detections) for _, detections in results)
 
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_is_refused(clip):
 
 def held_bytes():
     gc.collect()
-    return sum(item.nbytes for item in gc.get_objects() if issubclass(type(item), torch.Tensor))
+    return sum(item.nbytes for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter))
 
 
 def test_memory_does_not_grow_with_the_clip(clip):
@@ -221,9 +221,9 @@ def test_memory_does_not_grow_with_the_clip(clip):
         list(video.track(frames[:2]))
         before = held_bytes()
         # There and back, again and again.
-        tracks = video.track((frames[:6] + frames[5:0:-1])[index % 11] for index in range(40))
+        tracks = video.track((frames[:6] + frames[5:0:-1])[index % 11] for index in range(27))
         for index, _ in tracks:
-            if index in (20, 38):
+            if index in (18, 26):
                 sizes.append(held_bytes())
         assert sizes[1] <= 1.1 * sizes[0]
         assert held_bytes() == before

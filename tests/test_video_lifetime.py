@@ -96,6 +96,7 @@ def test_track(video, clip, end):
     assert tensors() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_dictionaries(video, clip, end):
     before = tensors()

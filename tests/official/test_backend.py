@@ -507,6 +507,7 @@ def test_a_gpu_says_the_same_and_nothing_leaks(
     assert held == {torch.device(device)}
 
 
+@pytest.mark.slow
 def test_the_backend_through_the_public_models(
     official_file: Path, cases: tuple[Case, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -525,6 +526,7 @@ def test_the_backend_through_the_public_models(
     assert (received.mask != expected.mask).mean() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_boxes_of_florence2_through_the_public_model(official_file: Path) -> None:
     ours, metas = (grounded(official_file, backend) for backend in ("transformers", "sam3"))
     assert isinstance(metas.segmenter, OfficialSegmenter)

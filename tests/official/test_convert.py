@@ -41,6 +41,7 @@ def test_processor_of_the_folder(converted_folder: Path) -> None:
     assert processor.tokenizer(["red circle"])["input_ids"] == [[49406, 736, 7117, 49407]]
 
 
+@pytest.mark.slow
 def test_folder_gives_what_the_file_gives(
     segmenter: TransformersSegmenter, converted_folder: Path, cases: tuple[Case, ...]
 ) -> None:

@@ -166,6 +166,7 @@ def test_points_and_boxes_give_the_official_masks(engine, clip, images):
         assert set(tracks.source.tolist()) == {"prompt"}
 
 
+@pytest.mark.slow
 def test_parts_show_every_frame_once_and_keep_ids(engine, clip):
     with in_parts(engine, 3, 2).open(clip) as session:
         session.set_texts(TEXTS[:1])
@@ -199,6 +200,7 @@ def test_end_of_a_part_shows_only_what_the_next_one_confirms(engine, clip):
         narrow_video.only_first_objects(model)
 
 
+@pytest.mark.slow
 def test_range_and_direction(engine, clip):
     with engine.open(clip) as session:
         session.set_texts(TEXTS[:1])
@@ -229,6 +231,7 @@ def test_object_pointed_at_before_the_start_is_there(engine, clip):
         assert found == [(2, []), (1, [number]), (0, [number])]
 
 
+@pytest.mark.slow
 def test_removed_objects_stay_away(engine, clip):
     with engine.open(clip) as session:
         session.set_texts(TEXTS[:1])
@@ -245,6 +248,7 @@ def test_removed_objects_stay_away(engine, clip):
             session.prompt_object(prompt(0, [(5, 5)], [1]), gone)
 
 
+@pytest.mark.slow
 def test_ids_of_new_objects_may_be_chosen(engine, clip):
     with engine.open(clip) as session:
         assert [session.prompt_object(prompt(0, [(30, 40)], [1]), 7)[0] for _ in range(2)] == [7, 7]

@@ -69,6 +69,7 @@ def assert_same(own, official):
     assert own["out_probs"] == pytest.approx(official["out_probs"][kept])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "start", "most"),
     [("both", 2, None), ("both", 2, 1), ("both", 1, 0), ("forward", 0, 2), ("backward", 3, 2), ("backward", 0, None)],

@@ -281,6 +281,7 @@ def test_looks_losses_vanish_for_a_head_that_knows():
     assert bad["loss_looks"] > good["loss_looks"] + 1
 
 
+@pytest.mark.slow
 def test_a_batch_without_anything_asked_for_still_trains_the_presence():
     model, tokenizer = new_sam3(0)
     batch = drawn_batch(IMAGE_SIZE)

@@ -35,6 +35,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 RED_STAR, ABSENT = 0, 1
 
 
+# Each measures checkpoints through the whole pipeline.
+pytestmark = pytest.mark.slow
+
+
 def block(x, width=10):
     mask = np.zeros((20, 100), dtype=bool)
     mask[:, x : x + width] = True
@@ -250,7 +254,6 @@ def measurement():
     return result
 
 
-@pytest.mark.slow
 def test_one_command_measures_everything(measurement):
     numbers = measurement.numbers
     assert (numbers.scenes, numbers.unseen_scenes) == (4, 1)
@@ -277,7 +280,6 @@ def test_the_table_has_every_row(measurement):
     assert f"{measurement.numbers.text.f1:.3f}" in first[2]
 
 
-@pytest.mark.slow
 def test_every_row_has_a_picture(measurement, tmp_path):
     paths = draw_pictures(measurement, tmp_path / "new")
     assert {path.stem for path in paths} == {
@@ -290,7 +292,6 @@ def test_every_row_has_a_picture(measurement, tmp_path):
             assert min(image.size) > 300
 
 
-@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_numbers_and_pictures(tmp_path, capsys):
     numbers, pictures = tmp_path / "deep" / "numbers.json", tmp_path / "pictures"
     options = ["--scenes", "1", "--hiding", "0.3", "--json", str(numbers), "--pictures", str(pictures)]

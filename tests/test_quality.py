@@ -122,6 +122,7 @@ def test_unknown_words_find_nothing(shapes_segmenter, shapes_grounder, features)
     assert found / asked <= 0.05
 
 
+@pytest.mark.xfail(strict=True, reason="0.834: worse since the tracker was trained, see models/shapes/README.md")
 def test_one_point_is_enough_for_most_objects(shapes_segmenter):
     model = shapes_segmenter._model
     generator = torch.Generator().manual_seed(0)
@@ -135,7 +136,7 @@ def test_one_point_is_enough_for_most_objects(shapes_segmenter):
         truth = object_masks(batch.scenes, rows, slots, logits.shape[-1]) > 0
         masks = logits[rows, slots, 0] > 0
         overlaps.append((masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2)))
-    assert torch.cat(overlaps).mean() >= 0.82
+    assert torch.cat(overlaps).mean() >= 0.85
 
 
 def test_florence_recall(shapes_grounder):

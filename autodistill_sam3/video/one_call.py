@@ -171,7 +171,7 @@ class _Question:
                 session.add_object(self.frame, **self.places)
                 if start is None:
                     start, direction = self.frame, "both"
-            for index, detections in session.track(start, self.max_frames, direction, compact=True):  # type: ignore[arg-type]
+            for index, detections in session.track(start, self.max_frames, direction, compact=True):  # type: ignore[arg-type]  # checked by track
                 _unite(masks[index], detections)
 
     def settings(self, clip: Clip) -> dict[str, Any]:

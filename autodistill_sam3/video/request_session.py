@@ -149,10 +149,10 @@ def official_outputs(tracks: FrameTracks, image_hw: tuple[int, int]) -> dict[str
 def _whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """A whole number in a range, also one of numpy's."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
+    if not is_whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]  # a number
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise SettingError(f"Expected {name} as a whole number {limits}, received {value!r}")
-    return int(value)  # type: ignore[call-overload,no-any-return]
+    return int(value)  # type: ignore[call-overload,no-any-return]  # the same
 
 
 def _texts(text: str | Sequence[str]) -> list[str]:

@@ -122,6 +122,7 @@ def _fit(options: argparse.Namespace) -> None:
             settings,
             evaluate=lambda: (
                 validation.box_results(model, validation.held_out_plans(scenes))
+                | validation.point_results(model, validation.held_out_plans(scenes))
                 | quick_track_scores(model, options.evaluate_clips)
             ),
             save=lambda: save_sam3(model, tokenizer, folder),

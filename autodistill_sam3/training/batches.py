@@ -19,6 +19,8 @@ from autodistill_sam3.training.scenes import MIN_VISIBLE, ScenePlan, plan_scenes
 # Share of a run's first steps that are guided; it falls to none at half time. What is found at first is not worth
 # remembering.
 GUIDED = 0.8
+# Share of training clips in which an object is hidden by another one.
+HIDING = 0.7
 # Between the seed of a step's scenes and that of its clips.
 CLIPS_SEED = 500_009
 
@@ -65,7 +67,7 @@ class Plans(Dataset[Plan]):
             return Plan(step, self.seed, scenes, prompts)
         times = 2 if step >= (1 - recipe.long_share) * recipe.steps else 1
         moments, numbers = training_moments(rng, times * recipe.frames)
-        clips = plan_clips(rng, recipe.clips // times, moments)
+        clips = plan_clips(rng, recipe.clips // times, moments, hiding=HIDING)
         guided = rng.random() < GUIDED * (1 - 2 * step / recipe.steps)
         return Plan(step, self.seed, scenes, prompts, clips, numbers, guided)
 

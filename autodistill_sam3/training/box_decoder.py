@@ -108,9 +108,23 @@ def _encode_prompts(
 
 
 def box_decoder_losses(
-    logits: torch.Tensor, predicted_iou: torch.Tensor, targets: torch.Tensor, *, ambiguous: bool = True
+    logits: torch.Tensor, predicted_iou: torch.Tensor, targets: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Focal, dice and IoU error; of several masks only the best one's mask loss counts (Segment Anything).
+
+    Args:
+        logits: (M, m, h, w).
+        predicted_iou: (M, m).
+        targets: (M, h, w), 0 or 1.
+    """
+    count = max(len(logits), 1)
+    return {name: error.sum() / count for name, error in mask_errors(logits, predicted_iou, targets).items()}
+
+
+def mask_errors(
+    logits: torch.Tensor, predicted_iou: torch.Tensor, targets: torch.Tensor, *, ambiguous: bool = True
+) -> dict[str, torch.Tensor]:
+    """The terms of `box_decoder_losses` for each of M objects, (M,) each.
 
     Args:
         logits: (M, m, h, w).
@@ -127,11 +141,10 @@ def box_decoder_losses(
         focal, dice = focal.gather(1, best), dice.gather(1, best)
     on, truth = predicted > 0, wanted > 0.5
     iou = (on & truth).sum(-1) / (on | truth).sum(-1).clamp(min=1)
-    count = max(len(logits), 1)
     return {
-        "loss_mask": focal.mean(1).sum() / count,
-        "loss_dice": DICE_WEIGHT * dice.mean(1).sum() / count,
-        "loss_iou": IOU_WEIGHT * ((predicted_iou.float() - iou) ** 2).mean(1).sum() / count,
+        "loss_mask": focal.mean(1),
+        "loss_dice": DICE_WEIGHT * dice.mean(1),
+        "loss_iou": IOU_WEIGHT * ((predicted_iou.float() - iou) ** 2).mean(1),
     }
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from autodistill_sam3.training import florence2
-from autodistill_sam3.training.batches import Plans, normalise, realise, tokenize
+from autodistill_sam3.training.batches import Batch, Plans, normalise, realise, tokenize
 from autodistill_sam3.training.configs import (
     FLORENCE2_IMAGE_SIZE,
     FLORENCE2_IMAGE_TOKENS,
@@ -33,8 +33,12 @@ from autodistill_sam3.training.configs import (
     sam3_config,
 )
 from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
-from autodistill_sam3.training.initial import prepare_florence2, prepare_sam3, start_matching, start_memory
+from autodistill_sam3.training.initial import prepare_florence2, prepare_sam3
+from autodistill_sam3.training.memory_start import start_matching, start_memory
 from autodistill_sam3.training.tokenizers import CONTEXT_LENGTH, florence2_tokenizer, sam3_tokenizer
+
+# So many show each class in some cells, whatever the seed.
+MATCHING_SCENES = 64
 
 
 def new_sam3(seed: int) -> tuple[Sam3VideoModel, PreTrainedTokenizerFast]:
@@ -43,15 +47,20 @@ def new_sam3(seed: int) -> tuple[Sam3VideoModel, PreTrainedTokenizerFast]:
     tokenizer = sam3_tokenizer()
     model = Sam3VideoModel(sam3_config(tokenizer))
     prepare_sam3(model, *_typical_inputs(tokenizer))
+    start_memory(model)
     return model, tokenizer
 
 
 def _typical_inputs(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalised images, and token ids and mask of a prompt for each, to set a model's scales by."""
-    plan = Plans(Recipe(steps=1, scenes=8, prompts=1, learning_rate=0.0), seed=0)[0]
-    batch = realise(plan, IMAGE_SIZE, torch.device("cpu"))
+    batch = _typical_scenes(8)
     images = normalise(batch.scenes.images, PIXEL_MEAN, PIXEL_STD)
     return images, *tokenize(tokenizer, batch.texts, images.device, CONTEXT_LENGTH)
+
+
+def _typical_scenes(count: int) -> Batch:
+    plan = Plans(Recipe(steps=1, scenes=count, prompts=1, learning_rate=0.0), seed=0)[0]
+    return realise(plan, IMAGE_SIZE, torch.device("cpu"))
 
 
 def new_florence2(seed: int) -> tuple[Florence2ForConditionalGeneration, PreTrainedTokenizerFast]:
@@ -72,17 +81,13 @@ def load_sam3(folder: Path) -> tuple[Sam3VideoModel, PreTrainedTokenizerFast]:
 
 
 def with_memory(model: Sam3VideoModel, tokenizer: PreTrainedTokenizerFast) -> Sam3VideoModel:
-    """The model with the tracker memory of today's configuration, new where it has another."""
-    config = sam3_config(tokenizer)
-    memory = [name for name in vars(config.tracker_config) if name.startswith(("memory_", "mask_downsampler", "num_"))]
-    if all(getattr(config.tracker_config, name) == getattr(model.config.tracker_config, name) for name in memory):
-        return model
-    fresh = Sam3VideoModel(config)
+    """The model with today's configuration and a tracker memory that starts anew."""
+    fresh = Sam3VideoModel(sam3_config(tokenizer))
     mine, theirs = fresh.state_dict(), model.state_dict()
     fitting = {name: value for name, value in theirs.items() if name in mine and value.shape == mine[name].shape}
     fresh.load_state_dict(mine | fitting)
     start_memory(fresh)
-    start_matching(fresh, _typical_inputs(tokenizer)[0])
+    start_matching(fresh, _typical_scenes(MATCHING_SCENES))
     return fresh
 
 

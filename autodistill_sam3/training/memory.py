@@ -69,6 +69,7 @@ class FrameOutput:
         mask: (R, 4g, 4g) logits of the chosen mask, `NO_OBJECT` where there is no object.
         memory: (g * g, R, D).
         pointer: (R, C).
+        recalled: (R, C, g, g), coarse features with what is remembered; none in a prompted frame.
     """
 
     logits: torch.Tensor
@@ -77,6 +78,7 @@ class FrameOutput:
     mask: torch.Tensor
     memory: torch.Tensor
     pointer: torch.Tensor
+    recalled: torch.Tensor | None = None
 
 
 def encode_frames(model: Sam3VideoModel, images: torch.Tensor) -> Levels:
@@ -130,8 +132,9 @@ def track(
             output = _first_frame(tracker, levels, prompt)
         else:
             unprompted = unprompted or _embed(tracker, Prompt(), len(levels.coarse))
-            features = _recall(tracker, levels, number, prompted, tracked, reach, spatial)
-            output = _remember(tracker, levels, _decode(tracker, levels, features, unprompted), binary=False)
+            recalled = _recall(tracker, levels, number, prompted, tracked, reach, spatial)
+            output = _remember(tracker, levels, _decode(tracker, levels, recalled, unprompted), binary=False)
+            output = replace(output, recalled=recalled)
             if truth is not None:
                 output = _corrected(tracker, levels, output, truth[position][:, None])
         (prompted if position == 0 or position in confirmed else tracked)[number] = output

@@ -1,7 +1,8 @@
-"""Stage 3: SAM 3's tracker on clips: its memory, and with it again all that stage 2 trains. The ViT stays as it is."""
+"""Stage 3: SAM 3's tracker on clips: its memory, its prompts and its decoder. The ViT and the tracker's neck stay."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,22 +17,27 @@ from autodistill_sam3.training.box_decoder import (
     POINTS_SHARE,
     box_decoder_losses,
     jitter_boxes,
+    mask_errors,
     points_inside,
     run_box_decoder,
 )
-from autodistill_sam3.training.configs import GRID, IMAGE_SIZE
+from autodistill_sam3.training.configs import GRID, HIDDEN, IMAGE_SIZE
+from autodistill_sam3.training.dense import presence_map_loss
 from autodistill_sam3.training.detector import PIXEL_MEAN, PIXEL_STD
 from autodistill_sam3.training.drawing import SceneBatch
 from autodistill_sam3.training.memory import FrameOutput, Prompt, encode_frames, track
 from autodistill_sam3.training.scenes import MIN_VISIBLE
 
-# Not the detector, and not the positions, which are fixed and shared.
-TRAINED_PARTS = ("tracker_neck.", "tracker_model.")
+# The memory starts with directions in the neck's features, which must not move away from under it.
+TRAINED_PARTS = ("tracker_model.",)
 # Shares of steps whose first frame has masks, boxes and points (SAM 2's: 1/2, 1/4, 1/4), and of steps in which a later
 # frame's memory is kept like a prompted one's, as happens where the detector confirms a track.
 PROMPT_KINDS = {"mask": 0.5, "box": 0.3, "point": 0.2}
 CONFIRMED_SHARE = 0.25
-SCORE_WEIGHT = 1.0
+# Objects are out of sight in a twentieth of the frames, which count more. The score does not learn of that: it is moved
+# by the logarithm of their weight (Menon et al. 2021).
+SCORE_WEIGHT, HIDDEN_WEIGHT = 2.0, 3.0
+TOLD_WEIGHT = 0.5
 # Pixels of the model's input: fewer are neither an object nor none, and a track begins with more.
 LEAST_AREA, LEAST_FIRST_AREA = 12, 40
 LEAST_FIRST_VISIBLE = 0.25
@@ -92,10 +98,13 @@ class TrackerStage:
 
     def __init__(self, model: Sam3VideoModel) -> None:
         self.model = model
+        self.told = nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(self.told.weight)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that this stage changes."""
-        return [(name, value) for name, value in self.model.named_parameters() if name.startswith(TRAINED_PARTS)]
+        own = [(name, value) for name, value in self.model.named_parameters() if name.startswith(TRAINED_PARTS)]
+        return [*own, *nn.ModuleDict({"told": self.told}).named_parameters()]
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Weighted loss terms of a batch."""
@@ -137,30 +146,39 @@ class TrackerStage:
             confirmed=confirmed,
             truth=cells if clips.guided else None,
         )
-        return clip_losses(outputs, truth)
+        return clip_losses(outputs, truth, self.told)
 
 
-def clip_losses(outputs: list[FrameOutput], truth: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Focal, dice and IoU error where an object is seen, and whether it is seen.
+def clip_losses(outputs: list[FrameOutput], truth: torch.Tensor, told: nn.Module) -> dict[str, torch.Tensor]:
+    """Focal, dice and IoU error where an object is seen, whether it is seen, and which cells memory says are its own.
 
     Args:
         outputs: Of T frames.
         truth: (T, R, S, S), 0 or 1.
+        told: Reads (..., C) recalled features, one logit each.
     """
     area = truth.flatten(2).sum(2)
     seen = area >= LEAST_AREA
+    count = seen.sum().clamp(min=1)
     terms: dict[str, Any] = {}
     # The first frame's prompt may ask for one mask, the others have three. Which object is followed is no question:
     # if the best of three were enough, they would be three objects, and nothing would be remembered.
     for frames in (slice(0, 1), slice(1, None)):
-        logits, iou = (torch.stack([getattr(output, name) for output in outputs[frames]]) for name in ("logits", "iou"))
-        part = seen[frames]
-        share = part.sum() / seen.sum().clamp(min=1)
-        found = box_decoder_losses(to_input_size(logits[part]), iou[part], truth[frames][part], ambiguous=False)
-        for name, value in found.items():
-            terms[f"clip_{name}"] = terms.get(f"clip_{name}", 0.0) + share * value
+        logits, iou = (
+            torch.cat([getattr(output, name) for output in outputs[frames]]).float() for name in ("logits", "iou")
+        )
+        for name, value in _mask_errors(logits, iou, truth[frames].flatten(0, 1)).items():
+            terms[f"clip_{name}"] = terms.get(f"clip_{name}", 0.0) + (value * seen[frames].flatten()).sum() / count
     scores = torch.stack([output.score for output in outputs]).float()
-    entropy = F.binary_cross_entropy_with_logits(scores, seen.float(), reduction="none")
-    clear = seen | (area == 0)
-    terms["clip_loss_score"] = SCORE_WEIGHT * (entropy * clear).sum() / clear.sum().clamp(min=1)
-    return terms
+    weight = (seen + HIDDEN_WEIGHT * (area == 0)).float()
+    entropy = F.binary_cross_entropy_with_logits(scores - math.log(HIDDEN_WEIGHT), seen.float(), reduction="none")
+    terms["clip_loss_score"] = SCORE_WEIGHT * (entropy * weight).sum() / weight.sum().clamp(min=1)
+    recalled = torch.cat([output.recalled for output in outputs if output.recalled is not None])
+    cover = F.adaptive_avg_pool2d(truth[1:].flatten(0, 1), GRID).flatten(1)
+    cells = told(recalled.flatten(2).transpose(1, 2))[..., 0]
+    return terms | {"clip_loss_told": TOLD_WEIGHT * presence_map_loss(cells, cover[:, None])}
+
+
+def _mask_errors(logits: torch.Tensor, iou: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Each (M,), of (M, m, 4g, 4g) logits, their (M, m) predicted IoU and (M, S, S) truth."""
+    return mask_errors(to_input_size(logits), iou, truth, ambiguous=False)

@@ -14,7 +14,7 @@ from transformers import Florence2ForConditionalGeneration, PreTrainedTokenizerF
 from autodistill_sam3.training import detector as sam3
 from autodistill_sam3.training import florence2
 from autodistill_sam3.training.batches import Batch, Plan, normalise, object_masks, realise
-from autodistill_sam3.training.box_decoder import jitter_boxes, run_box_decoder
+from autodistill_sam3.training.box_decoder import jitter_boxes, points_inside, run_box_decoder
 from autodistill_sam3.training.boxes import cxcywh_to_xyxy, iou_and_giou
 from autodistill_sam3.training.configs import FLORENCE2_IMAGE_SIZE, IMAGE_SIZE
 from autodistill_sam3.training.prompts import plan_prompts
@@ -164,6 +164,26 @@ def box_results(model: Sam3VideoModel, plans: list[Plan], *, jitter: float = 0.0
         "box_predicted_iou": float(prediction.mean()),
         "box_iou_error": float((overlap - prediction).abs().mean()),
     }
+
+
+@torch.no_grad()
+def point_results(model: Sam3VideoModel, plans: list[Plan]) -> dict[str, float]:
+    """Mean IoU of the best-looking of the three masks of a point inside each object."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(HELD_OUT_SEED)
+    overlaps = []
+    for plan in plans:
+        batch = realise(plan, IMAGE_SIZE, device)
+        points = points_inside(batch.scenes, generator)
+        images = normalise(batch.scenes.images, sam3.PIXEL_MEAN, sam3.PIXEL_STD)
+        with _autocast(device):
+            logits, predicted = run_box_decoder(model, images, None, points, multimask=True)
+        rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
+        best = predicted[rows, slots].argmax(1)
+        truth = object_masks(batch.scenes, rows, slots, IMAGE_SIZE)
+        chosen = logits[rows, slots, best]
+        overlaps += [_mask_iou(one[None], mask[None])[0] for one, mask in zip(chosen, truth, strict=True)]
+    return {"point_iou": float(torch.cat(overlaps).mean())}
 
 
 @torch.no_grad()

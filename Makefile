@@ -20,7 +20,7 @@ distill-demo: install
 # One thread for each of two processes: what is tested is small, and threads would wait for each other. In the order of
 # the folders, since what takes longest is in the first; conftest.py says which tests stay together.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Apart, since counting lines takes time.
 coverage: install

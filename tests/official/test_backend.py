@@ -283,7 +283,7 @@ def test_a_checkpoint_of_nothing_but_nan_is_said(
 def test_the_names_of_special_tokens_are_read_as_text(
     segmenter: TransformersSegmenter,
     official: narrow.NarrowOfficial,
-    features_of_ours: Any,
+    cases: tuple[Case, ...],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     prompt: str,
@@ -294,7 +294,7 @@ def test_the_names_of_special_tokens_are_read_as_text(
         lambda _, __, named: seen.append(named["input_ids"][named["attention_mask"].bool()]), with_kwargs=True
     )
     try:
-        segmenter.segment_text(features_of_ours, [prompt], [0.5])
+        segmenter.segment_text(segmenter.encode([cases[0].image]), [prompt], [0.5])
     finally:
         hook.remove()
     assert [ids.tolist() for ids in seen] == official.token_ids([prompt])

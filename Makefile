@@ -1,6 +1,6 @@
 # make demo   label the example images with the bundled checkpoints
 # make distill-demo   from drawn pictures to a trained small model, STUDENT=mask-rcnn for another
-# make test   the tests, about 10 minutes on two cores; make coverage counts lines as well
+# make test   the tests, about 9 minutes on two cores; make coverage counts lines as well
 # make lint   ruff and mypy
 # Each sets up .venv first if needed. PYTHON=python3.12 chooses another interpreter (3.11 or newer).
 
@@ -20,7 +20,7 @@ distill-demo: install
 # One thread for each of two processes: what is tested is small, and threads would wait for each other. In the order of
 # the folders, since what takes longest is in the first; conftest.py says which tests stay together.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Apart, since counting lines takes time.
 coverage: install

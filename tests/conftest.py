@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -11,13 +12,32 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """The tests of a file run in one process, and so do all in `official`, whose models take long to make."""
-    for item in items:
-        folder = item.path.parent
-        together = folder if folder.name == "official" else item.path
-        item.add_marker(pytest.mark.xdist_group(together.relative_to(REPOSITORY).as_posix()))
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays: the garbage collector need not look at it, now or in any test."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile`, all in `official` run in one process, too: their models take long to make.
+
+    pytest-xdist's own way, a mark for `--dist loadgroup`, is silently ignored from pytest 9.2 on.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = PurePosixPath(nodeid.partition("::")[0])
+            return str(file.parent if file.parent.name == "official" else file)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

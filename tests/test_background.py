@@ -77,7 +77,9 @@ def test_a_dataset_has_one_in_each_image(tmp_path, keywords):
     assert seen == {(True, False), (False, True)}
 
 
+@pytest.mark.slow
 def test_workers_find_the_same(tmp_path):
+    """In short, test_distributed.py compares the settings of models that workers build."""
     model().label(SCENES, output_folder=tmp_path / "one", progress=False)
     model().label(SCENES, output_folder=tmp_path / "worker", progress=False, gpus=["cpu"])
     one, worker = (sorted((tmp_path / name).rglob("*.txt")) for name in ("one", "worker"))

@@ -567,7 +567,9 @@ def test_recipes_build_the_same_model_again():
             ontology, checkpoint="shapes", confidence=0.4, box_confidence=0.3, thresholds=limits, presence_gate=0.1,
             overlapping_classes="keep", device="cpu", precision="bf16",
         ),
-        SegmentAnything3.without_weights(ontology, checkpoint="shapes", thresholds=limits, device="cpu"),
+        SegmentAnything3.without_weights(
+            ontology, checkpoint="shapes", thresholds=limits, device="cpu", background="ground"
+        ),
         Florence2.without_weights(ontology, checkpoint="shapes", confidence=0.2, device="cpu"),
     ):  # fmt: skip
         recipe = ModelRecipe.of(model, None, NmsSetting.NONE, has_settings=True)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
+from importlib.metadata import packages_distributions
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Sam3VideoConfig, Sam3VideoModel
 
 from autodistill_sam3 import GroundedSAM3, bundled
-from autodistill_sam3.doctor import Finding, Report, diagnose, format_report, self_test
+from autodistill_sam3.doctor import Finding, Report, checkpoints, diagnose, format_report, outlines, self_test
 from autodistill_sam3.instances import Instances
 from autodistill_sam3.segmentation import TextResult
 from autodistill_sam3.weights import find_bpe, places
@@ -64,6 +65,38 @@ def empty_machine(tmp_path, monkeypatch):
     monkeypatch.setattr("autodistill_sam3.doctor.hardware._PROC_DRIVER", tmp_path / "no driver")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return tmp_path
+
+
+PACKAGES = {}
+OUTLINES = {}
+
+
+@pytest.fixture(autouse=True)
+def looked_up_once(monkeypatch):
+    """What is the same in nearly all reports and takes most of their time: all packages, and outlines of models."""
+
+    def packages():
+        path = tuple(sys.path)
+        if path not in PACKAGES:
+            PACKAGES[path] = packages_distributions()
+        return PACKAGES[path]
+
+    def remembered(outline):
+        def call(path):
+            if path.is_file():
+                return outline(path)
+            # Copies have the times of what they are copies of, and what a test changes has its own.
+            state = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(path.iterdir())]
+            key = outline, *state
+            if key not in OUTLINES:
+                OUTLINES[key] = outline(path)
+            return OUTLINES[key]
+
+        return call
+
+    monkeypatch.setattr("importlib.metadata.packages_distributions", packages)
+    monkeypatch.setattr(checkpoints, "sam3_outline", remembered(outlines.sam3_outline))
+    monkeypatch.setattr(checkpoints, "florence2_outline", remembered(outlines.florence2_outline))
 
 
 @pytest.fixture(autouse=True)

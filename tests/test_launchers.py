@@ -1,17 +1,21 @@
-"""The scripts in `examples/`, run as their users run them, in a copy that is not the repository."""
+"""The scripts in `examples/`, in a copy that is not the repository: some as their users run them, as processes."""
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
 
 from autodistill_sam3.labeling import read_run
+from autodistill_sam3.students import judging
 
 SHAPES = REPOSITORY / "models" / "shapes"
 
@@ -24,8 +28,8 @@ def copied(tmp_path_factory):
     return folder
 
 
-def run(copied, script, *arguments, models=None):
-    """Without checkpoints in the usual places, unless `models` names some."""
+def places_of(copied, models=None):
+    """No checkpoints in the usual places, unless `models` names some."""
     places = {
         "AUTODISTILL_SAM3_MODELS": models or copied / "nothing",
         "HF_HUB_OFFLINE": "1",
@@ -34,11 +38,45 @@ def run(copied, script, *arguments, models=None):
         "HOME": copied / "home",
         "PYTHONPATH": REPOSITORY,
     }
-    environment = os.environ | {name: str(place) for name, place in places.items()}
+    return {name: str(place) for name, place in places.items()}
+
+
+def run(copied, script, *arguments, models=None):
+    environment = os.environ | places_of(copied, models)
     command = [sys.executable, "-W", "default", copied / "examples" / script, *arguments]
     return subprocess.run(
         command, cwd=copied, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
+
+
+@pytest.fixture
+def run_here(copied, monkeypatch, capfd):
+    """The same within this process, which has the large libraries already."""
+    before = set(sys.modules)
+
+    def call(script, *arguments):
+        for name, place in places_of(copied).items():
+            monkeypatch.setenv(name, place)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(copied / "no hub"))
+        path = copied / "examples" / script
+        monkeypatch.chdir(copied)
+        monkeypatch.syspath_prepend(path.parent)
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+                status = 0
+            except SystemExit as ended:
+                status = ended.code or 0
+        out, error = capfd.readouterr()
+        return SimpleNamespace(returncode=status, stdout=out, stderr=error)
+
+    yield call
+    # What the scripts import from beside them.
+    for name in set(sys.modules) - before:
+        if name in ("autodistill_runner", "custom_helpers"):
+            del sys.modules[name]
 
 
 def test_from_a_category_to_training_data(copied):
@@ -55,11 +93,11 @@ def test_from_a_category_to_training_data(copied):
     assert "GroundedSAM2" not in ended.stderr
 
 
-def test_labels_alone_with_places_and_settings_of_ones_own(copied):
+def test_labels_alone_with_places_and_settings_of_ones_own(copied, run_here):
     (copied / "mine.yaml").write_text("mine:\n  description: Mine.\n  prompts: {star: star}\n  checkpoint: shapes\n")
     asked = ["--category", "mine", "--category-file", "mine.yaml", "--input", str(REPOSITORY / "examples" / "images")]
-    ended = run(copied, "data_preparation/autodistill_runner.py", *asked, "--output", "own", "--limit", "2",
-                "--prompting", "text")  # fmt: skip
+    ended = run_here("data_preparation/autodistill_runner.py", *asked, "--output", "own", "--limit", "2",
+                     "--prompting", "text")  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     settings = read_run(copied / "own")["settings"]
     assert (settings["classes"], settings["prompting"]) == (["star"], "text")
@@ -73,9 +111,9 @@ def test_labels_alone_with_places_and_settings_of_ones_own(copied):
         ("autodistill_runner.py", ["--category", "mine", "--category-file", "broken.yaml"], "broken.yaml, line 2"),
     ],
 )
-def test_bad_input_is_said_before_anything_is_loaded(copied, script, asked, message):
+def test_bad_input_is_said_before_anything_is_loaded(copied, run_here, script, asked, message):
     (copied / "broken.yaml").write_text("mine:\n  promts: {}\n")
-    ended = run(copied, f"data_preparation/{script}", *asked)
+    ended = run_here(f"data_preparation/{script}", *asked)
     assert ended.returncode == 1
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -137,9 +175,12 @@ def test_what_is_imported_already_cannot_be_replaced(copied):
     assert "Call this first" in ended.stderr
 
 
-def test_the_distillation_demo_in_short(copied):
+def test_the_distillation_demo_in_short(copied, run_here, monkeypatch):
+    # How long an image takes is asked ten times; the teacher takes long.
+    monkeypatch.setattr(judging, "_WARM_UP", 0)
+    monkeypatch.setattr(judging, "_TIMED", 1)
     asked = ["--images", "8", "--epochs", "1", "--image-size", "64", "--student", "mask-rcnn", "--output", "demo"]
-    ended = run(copied, "distill_demo.py", *asked)
+    ended = run_here("distill_demo.py", *asked)
     assert ended.returncode == 0, ended.stderr
     report = json.loads((copied / "demo" / "mask-rcnn" / "report.json").read_text())
     assert report["held_out"] == "test"

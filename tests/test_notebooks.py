@@ -10,6 +10,8 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
+from autodistill_sam3.students import judging
+
 NOTEBOOKS = REPOSITORY / "examples" / "notebooks"
 
 
@@ -51,6 +53,9 @@ def test_one_image_several_kinds_of_prompt(tmp_path, monkeypatch, capsys):
 
 def test_from_a_folder_to_a_trained_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # How long an image takes is asked ten times; the teacher takes long.
+    monkeypatch.setattr(judging, "_WARM_UP", 0)
+    monkeypatch.setattr(judging, "_TIMED", 1)
     names, pictures = run_notebook(NOTEBOOKS / "label_a_folder.ipynb")
     out = capsys.readouterr().out
     assert "kept" in out

@@ -528,7 +528,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, kills):
     pytest.importorskip("torch")
     source = tmp_path / "in"
     source.mkdir()
-    examples = sorted((Path(__file__).parent.parent / "examples" / "images").iterdir())
+    examples = sorted((Path(__file__).parent.parent / "examples" / "images").iterdir())[: 8 if kills == 3 else None]
     copies = kills // 3
     for copy in range(copies):
         for path in examples:

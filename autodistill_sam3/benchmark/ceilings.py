@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from autodistill_sam3.benchmark.settings import FLORENCE2_TOKENS, Work
+
+if TYPE_CHECKING:
+    import torch
 
 # TFLOP of the full-size model at 1008 pixels: ViT and neck an image, heads an image and prompt, as counted by
 # torch.utils.flop_counter.
@@ -33,6 +35,9 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
         "matmul_tflops", of 8192 x 8192 matrices in bf16 (on a CPU 1024 in fp32); "copy_gb_s", bytes read plus bytes
         written a second.
     """
+    # The command line reads this module for its help.
+    import torch
+
     on_gpu = device.type != "cpu"
     side, dtype = (_SIDE, torch.bfloat16) if on_gpu else (_SIDE_CPU, torch.float32)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -67,6 +72,8 @@ def floor_tflop(work: Work, *, pairs_asked: float | None = None) -> float:
 def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
 
 

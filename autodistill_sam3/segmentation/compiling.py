@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from autodistill_sam3.devices import MAKING_CODE
 from autodistill_sam3.errors import SettingError
@@ -47,6 +46,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     with contextlib.suppress(RuntimeError):  # There is no home.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "autodistill" / "compiled"))
+    # Seconds, for what most runs do not use.
+    import torch._dynamo
+
     fast = torch.compile(function, dynamic=False, options=_options())
 
     @functools.wraps(function)

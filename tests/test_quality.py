@@ -120,7 +120,6 @@ def test_unknown_words_find_nothing(shapes_segmenter, shapes_grounder, features)
     assert found / asked <= 0.05
 
 
-@pytest.mark.xfail(strict=True, reason="0.834: worse since the tracker was trained, see models/shapes/README.md")
 def test_one_point_is_enough_for_most_objects(shapes_segmenter):
     model = shapes_segmenter._model
     generator = torch.Generator().manual_seed(0)

@@ -131,3 +131,24 @@ def test_backward_and_refined(model, vision):
     expected, _ = session.ask(3, reverse=True)
     decoded = tracker.prompt(maps[3], points[None], labels[None], recall(tracker, memories, [last], 3, -1), FRAMES)
     torch.testing.assert_close(decoded.logits, expected, atol=2e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_pointer_of_a_mask_is_of_the_single_masks_token(model, vision):
+    tracker, inner = MemoryTracker(model, torch.device("cpu"), None), model.tracker_model
+    maps = tracker.maps(vision)[0]
+    masks = torch.zeros(2, tracker.memory_side, tracker.memory_side, dtype=torch.bool)
+    masks[0, 20:90, 30:120], masks[1, 100:, :60] = True, True
+    told, _ = tracker.from_masks(maps, masks)
+    # As Meta's `_use_mask_as_output`, which asks for one mask; transformers' asks for three.
+    for single in (True, False):
+        expected = [
+            inner._single_frame_forward(
+                input_masks=inner.mask_downsample(mask[None, None].float()),
+                image_embeddings=[*maps.high_resolution, maps.coarse],
+                multimask_output=not single,
+            ).object_pointer.reshape(-1)
+            for mask in masks
+        ]
+        close = torch.allclose(told.pointers, torch.stack(expected), atol=1e-4)
+        assert close == single

@@ -202,7 +202,8 @@ class MemoryTracker:
         points = torch.zeros(len(masks), 1, 2, device=self._device)
         labels = torch.full((len(masks), 1), -1, device=self._device, dtype=torch.int32)
         features = maps.coarse.expand(len(masks), -1, -1, -1)
-        told = self._decode(maps, features, points, labels, asked, multimask=True)
+        # The pointer of the single mask's token, as in Meta's; transformers takes the best of three.
+        told = self._decode(maps, features, points, labels, asked, multimask=False)
         sure = torch.ones_like(told.iou)
         small = _resized(logits, self.mask_side)
         return Decoded(small, small, 10 * sure, sure, told.pointers), logits

@@ -207,8 +207,8 @@ def candidates(
     def official(precision: Precision) -> Callable[[], Way]:
         return lambda: OfficialWay(checkpoint, bpe_path, device, precision)
 
-    def ours(precision: Precision) -> Callable[[], Way]:
-        return lambda: OurWay(converted, device, precision, adapt)
+    def ours(precision: Precision, disjoint: bool = False) -> Callable[[], Way]:
+        return lambda: OurWay(converted, device, precision, adapt, disjoint=disjoint)
 
     def parts(precision: Precision) -> Callable[[], Way]:
         return lambda: OfficialEngineWay(checkpoint, bpe_path, device, precision)
@@ -221,6 +221,7 @@ def candidates(
         Candidate("Meta's predictor", official("auto"), True),
         Candidate("autodistill_sam3", ours("auto"), True),
         Candidate("autodistill_sam3, fp32", ours("fp32"), False),
+        Candidate("autodistill_sam3 without overlap, fp32", ours("fp32", disjoint=True), False),
         Candidate("autodistill_sam3, backend='sam3'", parts("auto"), False),
         Candidate(f"{plain_title}, fp32", plain("fp32"), False),
         Candidate(f"{plain_title} with the token, fp32", plain("fp32", with_token=True), False),

@@ -36,11 +36,13 @@ Meta's predictor runs the clip once per class, as it must, with its share of the
 Output of one {device}, torch {torch}, transformers {transformers}.
 """
 _WHY = """\
-Of a run, Meta's predictor says the
-prompted frame again, from its memory of the detection instead of the detection. transformers' model leaves out a token
-of the detector (the row "with the token" has it) and makes an object's first mask of logits above 0.5 at low resolution
-instead of 0 at four times that; Meta's leaves frames in which an object is uncertain out of its memory. So later frames
-differ."""
+Of new objects of a frame, Meta's
+predictor remembers each pixel of the last one that claims it, which random weights' masks, lying on each other, make
+much of; the engine and transformers remember whole masks (the row "without overlap" does as Meta's predictor). It says
+the prompted frame of a run again, from that memory, goes over its memory twice, and lets go of a pointer earlier.
+transformers' model leaves out a token of the detector (the row "with the token" has it), makes an object's first mask
+of logits above 0.5 at low resolution instead of 0 at four times that, and takes its pointer from another token. So
+later frames differ."""
 
 
 def markdown(rows: Sequence[Row], device: str) -> str:

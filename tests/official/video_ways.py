@@ -245,7 +245,7 @@ class OurLimits:
 
 
 class OurWay:
-    """This package's engine, on Meta's file."""
+    """This package's engine, on Meta's file; with objects that begin as Meta's do, if asked for."""
 
     once_per_class = limits_per_class = False
 
@@ -255,8 +255,11 @@ class OurWay:
         device: str,
         precision: Precision = "auto",
         adapt: Callable[[dict[str, Any]], None] = lambda config: None,
+        *,
+        disjoint: bool = False,
     ) -> None:
         self.title = f"autodistill_sam3, {precision}"
+        self._disjoint = disjoint
         model, tokenizer = converted_model(folder, adapt)
         self._segmenter = TransformersSegmenter(model, tokenizer, device=device, precision=precision)
         self.model: Any = OurLimits()
@@ -275,7 +278,11 @@ class OurWay:
         floors = (limits.score_threshold_detection,) * len(prompts)
         detecting = Detecting(tuple(prompts), tuple(range(len(prompts))), floors)
         engine = TransformersVideoEngine(self._segmenter, lambda prompts: detecting, rules)
-        with self._recorded(images[0], prompts[0]), engine.open(ListClip(list(images))) as session:
+        with contextlib.ExitStack() as stack:
+            if self._disjoint:
+                stack.enter_context(mock.patch.object(FrameStep, "begin", begin_disjoint))
+            stack.enter_context(self._recorded(images[0], prompts[0]))
+            session = stack.enter_context(engine.open(ListClip(list(images))))
             session.set_texts(prompts)
             yield from session.propagate()
 
@@ -307,6 +314,22 @@ class OurWay:
 
         with mock.patch.object(FrameStep, "carry", record):
             yield
+
+
+def begin_disjoint(step: FrameStep, objects: Sequence[Any], logits: torch.Tensor) -> None:
+    """`FrameStep.begin`, where each pixel is remembered of the last new object that claims it.
+
+    So does `add_new_mask` of Meta's sam3/model/sam3_tracking_predictor.py; the pointers are of the whole masks.
+    """
+    if not objects:
+        return
+    decoded, large = step._from_detections(logits)
+    masks = large > 0
+    for place in range(len(masks) - 1):
+        masks[place] &= ~masks[place + 1 :].any(0)
+    memories = step.tracker.remember(step.maps, masks.float(), decoded.pointers, is_prompted=True)
+    for own, memory in zip(objects, memories, strict=True):
+        own.memory.condition(step.frame_index, memory)
 
 
 def pixels(images: Sequence[Array], size: int) -> torch.Tensor:

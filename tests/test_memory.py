@@ -20,7 +20,7 @@ def model():
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.tracker_model.named_parameters():
         if not name.startswith(("mask_decoder", "prompt_encoder", "shared_image_embedding")):
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -78,6 +78,13 @@ def remembered(tracker, maps, decoded, is_prompted):
     return tracker.remember(maps, large, decoded.pointers, is_prompted=is_prompted)[0]
 
 
+@pytest.fixture
+def exact_memories(monkeypatch):
+    """Both keep memories in bf16: of a large one, a last bit that differs is more than these bounds."""
+    monkeypatch.setattr(torch, "bfloat16", torch.float32)
+
+
+@pytest.mark.usefixtures("exact_memories")
 @torch.inference_mode()
 def test_tracking_equals_transformers_one_object_at_a_time(model, vision):
     tracker, session = MemoryTracker(model, torch.device("cpu"), None), Session(model, vision)
@@ -102,9 +109,8 @@ def test_tracking_equals_transformers_one_object_at_a_time(model, vision):
         decoded = tracker.propagate(maps[frame], recalls, FRAMES)
         if frame > 1:
             expected, scores = session.ask(frame)
-            torch.testing.assert_close(decoded.object_logits, scores, atol=2e-2, rtol=1e-3)
-        # Memories are kept in bf16, where a last bit is 0.4 %.
-        torch.testing.assert_close(decoded.logits, expected[: len(known)], atol=2e-2, rtol=1e-3)
+            torch.testing.assert_close(decoded.object_logits, scores, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(decoded.logits, expected[: len(known)], atol=2e-3, rtol=1e-3)
         large = torch.nn.functional.interpolate(decoded.logits[:, None], size=(240, 240), mode="bilinear")[:, 0]
         # Transformers treats all masks of a call as prompted if one is.
         kept = tracker.remember(maps[frame], large, decoded.pointers, is_prompted=frame == 1)
@@ -112,6 +118,7 @@ def test_tracking_equals_transformers_one_object_at_a_time(model, vision):
             memories[frame] = memory
 
 
+@pytest.mark.usefixtures("exact_memories")
 @torch.inference_mode()
 def test_backward_and_refined(model, vision):
     tracker, session = MemoryTracker(model, torch.device("cpu"), None), Session(model, vision)

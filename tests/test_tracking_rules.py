@@ -20,6 +20,7 @@ from autodistill_sam3.video.association import (
     associate,
     give_way,
     suppress_duplicates,
+    within_reach,
 )
 from autodistill_sam3.video.masks import mask_iou, without_overlap, without_shrunk, without_specks
 from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory
@@ -49,6 +50,38 @@ def test_a_detection_that_no_track_shows_is_new_if_it_is_sure():
 
 def test_without_tracks_everything_is_new():
     assert associate(np.zeros((2, 0), np.float32), found([0.9, 0.55]), np.zeros(0, np.int64), RULES).new == [0, 1]
+
+
+def again(detections, tracks, gaps, same=None):
+    """Track -> detection, of boxes xyxy."""
+    boxes = np.array(detections, np.float32), np.array(tracks, np.float32)
+    told = associate(np.zeros((len(detections), len(tracks)), np.float32), found([0.9] * len(detections)),
+                     np.zeros(len(tracks), np.int64), RULES)  # fmt: skip
+    same = np.ones((len(detections), len(tracks)), bool) if same is None else np.array(same)
+    told = within_reach(told, boxes, same, np.array(gaps), (1.0, 0.5))
+    return told.found_again, told.new
+
+
+def test_a_new_detection_within_reach_is_the_hidden_object():
+    # 20 pixels large: 20 at once, and 10 more a frame.
+    track = [0, 0, 20, 20]
+    assert again([[29, 0, 49, 20]], [track], [1]) == ({0: 0}, [])
+    assert again([[31, 0, 51, 20]], [track], [1]) == ({}, [0])
+    assert again([[31, 0, 51, 20]], [track], [2]) == ({0: 0}, [])
+    assert again([[0, 0, 20, 20]], [track], [1], [[False]]) == ({}, [0])
+
+
+def test_who_was_last_seen_in_part_reaches_as_far_as_it_is_large():
+    edge = [0, 8, 4, 12]
+    assert again([[28, 0, 48, 20]], [edge], [3]) == ({0: 0}, [])
+    assert again([[28, 8, 32, 12]], [edge], [3]) == ({}, [0])
+
+
+def test_the_nearest_in_reach_goes_first_and_each_once():
+    tracks = [[0, 0, 20, 20], [40, 0, 60, 20]]
+    assert again([[12, 0, 32, 20], [44, 0, 64, 20]], tracks, [4, 4]) == ({0: 0, 1: 1}, [])
+    assert again([[20, 0, 40, 20]], tracks, [4, 4])[1] == []
+    assert again([[0, 0, 20, 20], [4, 0, 24, 20]], tracks[:1], [4]) == ({0: 0}, [1])
 
 
 def test_another_class_supports_nothing_but_what_was_pointed_at():

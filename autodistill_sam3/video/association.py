@@ -195,12 +195,12 @@ def within_reach(
         boxes: xyxy of the D detections, and of the T tracks when they were supported last.
         same: (D, T), whether a detection may show a track: of its class, and hidden.
         gaps: (T,) frames since then.
-        reach: In sizes of the object, a size being the square root of its box's area: at once, and for each frame.
+        reach: In sizes of the object, a size being the square root of its box's area: at once, and for each frame. The
+            larger of both boxes counts: who goes out of sight is last seen in part.
     """
-    last = boxes[1]
-    size = np.sqrt(np.prod(last[:, 2:] - last[:, :2], axis=1)).clip(min=1.0)
+    sizes = [np.sqrt(np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)).clip(min=1.0) for xyxy in boxes]
     centres = [(xyxy[:, :2] + xyxy[:, 2:]) / 2 for xyxy in boxes]
-    far = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2) / size
+    far = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2) / np.maximum(sizes[0][:, None], sizes[1][None])
     is_near = same & (far <= reach[0] + reach[1] * gaps)
     is_near[:, list(association.found_again)] = False
     candidates = [

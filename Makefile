@@ -1,6 +1,6 @@
 # make demo   label the example images with the bundled checkpoints
 # make distill-demo   from drawn pictures to a trained small model, STUDENT=mask-rcnn for another
-# make test   the tests, about 9 minutes on two cores; make coverage counts lines as well
+# make test   the tests, 9 to 10 minutes on two cores; make coverage counts lines as well
 # make lint   ruff and mypy
 # Each sets up .venv first if needed. PYTHON=python3.12 chooses another interpreter (3.11 or newer).
 

@@ -23,7 +23,9 @@ OTHER_CLASS_BOX_IOU = 0.9
 _REMOVED = "removed"
 
 
-def resolve_conflicts(detections: sv.Detections, *, keep_both: bool = False) -> sv.Detections:
+def resolve_conflicts(
+    detections: sv.Detections, *, keep_both: bool = False, priority: npt.NDArray[np.float64] | None = None
+) -> sv.Detections:
     """Give an object that was found under several classes to the most confident of them.
 
     Two detections of different classes show one object if their masks have an IoU of 0.8 or more; without masks, their
@@ -33,6 +35,7 @@ def resolve_conflicts(detections: sv.Detections, *, keep_both: bool = False) -> 
     Args:
         detections: Of one image, with `class_id` and `confidence`.
         keep_both: Change nothing.
+        priority: (N,), what decides instead of confidence.
 
     Returns:
         The detections that stay, in their order. How many went is counted under "other_class".
@@ -53,7 +56,8 @@ def resolve_conflicts(detections: sv.Detections, *, keep_both: bool = False) -> 
         raise ValueError("resolve_conflicts() needs detections with class_id and confidence")
     classes, same_object = detections.class_id, _object_test(detections)
     kept: list[int] = []
-    for index in np.lexsort((classes, -detections.confidence)).tolist():
+    surest = detections.confidence if priority is None else priority
+    for index in np.lexsort((classes, -surest)).tolist():
         if not same_object(index, np.array([other for other in kept if classes[other] != classes[index]], np.int64)):
             kept.append(index)
     if len(kept) == len(detections):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,15 @@ def test_a_detection_that_no_track_shows_is_new_if_it_is_sure():
     assert told.new == [1]
     assert told.supporters.tolist() == [0, -1]
     assert told.renewed == {0: 0}
+
+
+def test_where_detections_are_believed_each_supports_the_track_it_overlaps_most():
+    iou = np.array([[0.6, 0.9, 0.0], [0.0, 0.0, 0.8]], np.float32)
+    one = np.zeros(3, np.int64)
+    assert associate(iou, found([0.9, 0.9]), one, RULES).supporters.tolist() == [0, 0, 1]
+    believed = replace(RULES, is_corrected=True)
+    assert associate(iou, found([0.9, 0.9]), one, believed).supporters.tolist() == [-1, 0, 1]
+    assert associate(np.zeros((2, 3), np.float32), found([0.9, 0.9]), one, believed).supporters.tolist() == [-1] * 3
 
 
 def test_without_tracks_everything_is_new():

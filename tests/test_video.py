@@ -10,10 +10,13 @@ import supervision as sv
 import torch
 
 from autodistill_sam3 import SAM3Video, SettingError, VideoError
-from autodistill_sam3.ontology import PromptPairs
+from autodistill_sam3.instances import compact_masks
+from autodistill_sam3.ontology import PromptPairs, PromptTable
 from autodistill_sam3.segmentation.transformers_segmenter import TransformersSegmenter
 from autodistill_sam3.training.clips import draw_clip
 from autodistill_sam3.training.video_table import overlaps
+from autodistill_sam3.video.clip_session import ClipSession, Presentation
+from autodistill_sam3.video.tracks import FrameTracks
 
 LENGTH = 10
 
@@ -160,6 +163,42 @@ def test_prompts_of_one_class_give_one_track(clip):
         for _, detections in video.track(bgr(clip)[:4]):
             iou = [[(a & b).sum() / (a | b).sum() for a in detections.mask] for b in detections.mask]
             assert (np.array(iou) > 0.5).sum() == len(detections) > 0
+
+
+class Given:
+    """A session that answers with one object, tracked under two classes with these scores in each frame."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def propagate(self, start_frame=0, max_frames=None, *, reverse=False):
+        mask = (np.ones((4, 5), bool), 1, 2)
+        for index, scores in enumerate(self.scores):
+            one, confidence = np.arange(2), np.array(scores, np.float32)
+            yield FrameTracks(
+                index, one, compact_masks([mask, mask], (12, 16)), confidence, one, np.array(["text"] * 2)
+            )
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        # For a frame the other class seems surer.
+        ([(0.9, 0.5), (0.9, 0.5), (0.5, 0.9), (0.9, 0.5)], [0, 0, 0, 0]),
+        # It was the other class all along.
+        ([(0.6, 0.5), (0.5, 0.9), (0.4, 0.9)], [0, 1, 1]),
+    ],
+)
+def test_an_object_under_two_classes_keeps_the_one_that_was_surer_so_far(clip, scores, shown):
+    table = PromptTable(("red", "star"), ("red", "star"), (0, 1))
+    session = ClipSession(clip, Given(scores), Presentation(table, "zeros", False, "auto"))
+    for _ in range(2):
+        results = list(session.track(0))
+        assert [detections.tracker_id.tolist() for _, detections in results] == [[one] for one in shown]
+        kept = [row[one] for row, one in zip(scores, shown, strict=True)]
+        np.testing.assert_allclose([detections.confidence[0] for _, detections in results], kept, rtol=1e-6)
+    both = ClipSession(clip, Given(scores), Presentation(table, "zeros", True, "auto"))
+    assert all(len(detections) == 2 for _, detections in both.track(0))
 
 
 def test_a_stream_is_answered_frame_by_frame(clip):

@@ -96,7 +96,8 @@ class Association:
 
     Attributes:
         new: Detections that are of no track.
-        supporters: For each track the detection it overlaps most, if it supports it; else -1.
+        supporters: For each track the detection it overlaps most, if it supports it; else -1. One detection may support
+            several tracks; where detections are believed (`TrackingRules.is_corrected`), the one it overlaps most.
         duplicates: Groups of tracks that lie on one detection.
         renewed: Track -> the detection, sure and alike, that confirms it.
         found_again: Hidden track -> the detection that is where it would be drawn.
@@ -153,9 +154,13 @@ def associate(iou: Floats, found: Found, track_class: Ints, rules: TrackingRules
     touching = iou >= found.new_iou[:, None]
     is_new = (found.scores >= found.new_confidence) & ~touching.any(axis=1)
     sure = (found.scores >= rules.renew_confidence) & (iou.max(axis=1) >= rules.renew_iou)
+    supporters = np.where(iou.max(axis=0) >= rules.match_iou, iou.argmax(axis=0), -1)
+    if rules.is_corrected:
+        # Where detections are believed, what lies on the edge of another object's is lost, and may be found again.
+        supporters = np.where(iou.argmax(axis=1)[supporters] == np.arange(tracks), supporters, -1)
     return Association(
         new=np.flatnonzero(is_new).tolist(),
-        supporters=np.where(iou.max(axis=0) >= rules.match_iou, iou.argmax(axis=0), -1),
+        supporters=supporters,
         duplicates=[np.flatnonzero(row).tolist() for row in touching if row.sum() > 1],
         renewed={int(iou[index].argmax()): int(index) for index in np.flatnonzero(sure)},
     )

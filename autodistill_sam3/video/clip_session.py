@@ -56,6 +56,8 @@ class ClipSession:
         self._known: set[int] = set()
         self._class_of_object: dict[int, int] = {}
         self._prompted: set[int] = set()
+        # By object, the sum of its confidence in the frames of this run.
+        self._evidence: dict[int, float] = {}
         self._is_open = True
 
     def add_object(
@@ -168,8 +170,11 @@ class ClipSession:
                 yield tracks
 
     def _present(self, runs: Sequence[Iterator[FrameTracks]], compact: bool) -> Iterator[tuple[int, sv.Detections]]:
+        self._evidence.clear()
         for tracks in itertools.chain.from_iterable(runs):
             self._known.update(tracks.object_ids.tolist())
+            for object_id, score in zip(tracks.object_ids.tolist(), tracks.scores.tolist(), strict=True):
+                self._evidence[object_id] = self._evidence.get(object_id, 0.0) + score
             if len(tracks) or self._presentation.on_empty != "skip":
                 yield tracks.frame_index, self.to_detections(tracks, compact=compact)
 
@@ -195,7 +200,10 @@ class ClipSession:
                 "source": tracks.source,
             },
         )
-        detections = resolve_conflicts(detections, keep_both=self._presentation.keep_overlapping)
+        # In a single frame another class may seem surer: an object would change its id back and forth.
+        evidence = np.array([self._evidence.get(object_id, 0.0) for object_id in tracks.object_ids.tolist()])
+        keep_both = self._presentation.keep_overlapping
+        detections = resolve_conflicts(detections, keep_both=keep_both, priority=evidence)
         # Counts of one frame: detections with different ones could not be merged.
         detections.metadata.clear()
         if not compact and isinstance(detections.mask, sv.CompactMask):
@@ -205,7 +213,7 @@ class ClipSession:
     def reset(self) -> None:
         """Forget all that was added and tracked; the ontology's prompts stay."""
         self._session.set_texts(self._presentation.table.prompts)
-        for notes in (self._known, self._class_of_object, self._prompted):
+        for notes in (self._known, self._class_of_object, self._prompted, self._evidence):
             notes.clear()
 
     def close(self) -> None:

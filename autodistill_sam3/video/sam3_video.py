@@ -44,8 +44,8 @@ class SAM3Video:
         confidence: For what text found: detections below it are not looked at.
         box_confidence: For what boxes alone found.
         thresholds: By class name, a value that replaces both for that class.
-        overlapping_classes: One object that is tracked under two classes: "best" shows the more confident one in each
-            frame, "keep" shows both.
+        overlapping_classes: One object that is tracked under two classes: "best" shows the one that was surer in the
+            frames so far, all together, "keep" shows both.
         on_empty: Frames without objects: "zeros" gives empty detections, "skip" leaves the frame out, "retry" looks
             once more, at half the threshold.
         coordinates: Of points and boxes. "relative": 0 to 1 of the frame. "absolute": pixels. "auto": relative if every

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from transformers import Sam3VideoModel
-from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import get_1d_sine_pe
+
+from autodistill_sam3.training.recollection import Recollection, Trace
 
 # What transformers writes where the object is not in the frame.
 NO_OBJECT = -1024.0
 # Logits of a mask that is given: `_use_mask_as_output`.
 GIVEN_SCALE, GIVEN_BIAS = 20.0, -10.0
+# A frame in which an object is seen less surely is not worth remembering: Meta's `mf_threshold`.
+WORTH_REMEMBERING = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ class FrameOutput:
         logits: (R, m, 4g, 4g), m = 3 masks or 1, whether or not the object is there.
         iou: (R, m), what it thinks of them.
         score: (R,), logit of the object being in the frame.
+        quality: (R,) in 0..1, how surely the chosen mask is the object's.
         mask: (R, 4g, 4g) logits of the chosen mask, `NO_OBJECT` where there is no object.
         memory: (g * g, R, D).
         pointer: (R, C).
@@ -75,6 +79,7 @@ class FrameOutput:
     logits: torch.Tensor
     iou: torch.Tensor
     score: torch.Tensor
+    quality: torch.Tensor
     mask: torch.Tensor
     memory: torch.Tensor
     pointer: torch.Tensor
@@ -104,6 +109,7 @@ def track(
     confirmed: Collection[int] = (),
     max_pointers: int | None = None,
     truth: torch.Tensor | None = None,
+    worth: float = WORTH_REMEMBERING,
 ) -> list[FrameOutput]:
     """Follow R objects from their prompt in the first frame through all others.
 
@@ -111,34 +117,35 @@ def track(
         tracker: The `Sam3TrackerVideoModel`.
         frames: T times the features of R images, one for each object.
         prompt: For the first frame.
-        numbers: T numbers of the frames, rising; 0 to T - 1 without. Where numbers are left out, memories are missing.
+        numbers: T numbers of the frames, rising; 0 to T - 1 without. Where numbers are left out, time has passed.
         confirmed: Positions of later frames whose memory is kept like that of a prompted one.
         max_pointers: Of how many frames back pointers are used; the configuration's number without.
         truth: (T, R, 4g, 4g), 0 or 1: what to remember of each frame instead of what was found in it.
+        worth: See `Recollection`; below 0 the last frames are remembered whatever they show, as transformers does.
 
     Returns:
         T outputs.
     """
     reach = tracker.config.max_object_pointers_in_encoder if max_pointers is None else max_pointers
-    kept = max(reach, tracker.num_maskmem)
-    prompted: dict[int, FrameOutput] = {}
-    tracked: dict[int, FrameOutput] = {}
+    mind = Recollection(tracker, reach, worth)
     outputs = []
     unprompted: _Embedded | None = None
-    spatial = _spatial_positions(tracker)
     for position, levels in enumerate(frames):
         number = position if numbers is None else numbers[position]
         if position == 0:
             output = _first_frame(tracker, levels, prompt)
         else:
             unprompted = unprompted or _embed(tracker, Prompt(), len(levels.coarse))
-            recalled = _recall(tracker, levels, number, prompted, tracked, reach, spatial)
+            recalled = mind.recall(levels.coarse, levels.position, number)
             output = _remember(tracker, levels, _decode(tracker, levels, recalled, unprompted), binary=False)
             output = replace(output, recalled=recalled)
             if truth is not None:
                 output = _corrected(tracker, levels, output, truth[position][:, None])
-        (prompted if position == 0 or position in confirmed else tracked)[number] = output
-        tracked.pop(number - kept, None)
+        trace = Trace(output.memory, output.pointer)
+        if position == 0 or position in confirmed:
+            mind.prompt(number, trace)
+        else:
+            mind.keep(trace, output.quality)
         outputs.append(output)
     return outputs
 
@@ -156,13 +163,14 @@ def _first_frame(tracker: Any, levels: Levels, prompt: Prompt) -> FrameOutput:
     given = masks * GIVEN_SCALE + GIVEN_BIAS
     low_size = tracker.prompt_encoder.mask_input_size
     low = F.interpolate(given, low_size, mode="bilinear", align_corners=False, antialias=True)
-    # The decoder is asked for the pointer alone.
+    # The decoder is asked for the pointer alone: that of the single mask, as in Meta's; transformers' is of three.
     embedded = _embed(tracker, Prompt(masks=tracker.mask_downsample(masks)), len(masks))
-    decoded = _decode(tracker, levels, levels.coarse, embedded)
+    decoded = _decode(tracker, levels, levels.coarse, embedded, multimask=False)
     shown = (masks > 0).flatten(1).any(1)
     memory = _encode_memory(tracker, levels.coarse, given, shown, binary=True)
     pointer = torch.where(shown[:, None], decoded.pointer, tracker.no_object_pointer.to(decoded.pointer.dtype))
-    return FrameOutput(decoded.logits, decoded.iou, decoded.score, low[:, 0], memory, pointer)
+    sure = torch.ones_like(decoded.score)
+    return FrameOutput(decoded.logits, decoded.iou, decoded.score, sure, low[:, 0], memory, pointer)
 
 
 class _Embedded(NamedTuple):
@@ -178,11 +186,14 @@ class _Decoded(NamedTuple):
     logits: torch.Tensor
     iou: torch.Tensor
     score: torch.Tensor
+    quality: torch.Tensor
     mask: torch.Tensor
     pointer: torch.Tensor
 
 
-def _decode(tracker: Any, levels: Levels, features: torch.Tensor, prompt: _Embedded) -> _Decoded:
+def _decode(
+    tracker: Any, levels: Levels, features: torch.Tensor, prompt: _Embedded, *, multimask: bool = True
+) -> _Decoded:
     """`_single_frame_forward`.
 
     Args:
@@ -190,15 +201,16 @@ def _decode(tracker: Any, levels: Levels, features: torch.Tensor, prompt: _Embed
         levels: Of R images.
         features: (R, C, g, g), coarse features with what is remembered.
         prompt: Of R objects.
+        multimask: Whether there may be three masks.
     """
     config = tracker.config
-    least, most = config.multimask_min_pt_num, config.multimask_max_pt_num
+    several = config.multimask_min_pt_num <= prompt.points <= config.multimask_max_pt_num
     logits, iou, tokens, score = tracker.mask_decoder(
         image_embeddings=features,
         image_positional_embeddings=prompt.positions.expand(len(features), -1, -1, -1),
         sparse_prompt_embeddings=prompt.sparse,
         dense_prompt_embeddings=prompt.dense,
-        multimask_output=config.multimask_output_in_sam and least <= prompt.points <= most,
+        multimask_output=multimask and config.multimask_output_in_sam and several,
         high_resolution_features=[levels.fine, levels.middle],
     )
     logits, iou, tokens, score = logits[:, 0], iou[:, 0], tokens[:, 0], score[:, 0, 0]
@@ -207,7 +219,9 @@ def _decode(tracker: Any, levels: Levels, features: torch.Tensor, prompt: _Embed
     pointer = tracker.object_pointer_proj(tokens[rows, best])
     pointer = torch.where(shown[:, None], pointer, tracker.no_object_pointer.to(pointer.dtype))
     mask = torch.where(shown[:, None, None], logits[rows, best].float(), NO_OBJECT)
-    return _Decoded(logits, iou, score, mask, pointer)
+    # `eff_iou_score` of sam3/model/sam3_tracker_base.py.
+    quality = (2 * score.detach().float().sigmoid() - 1).clamp(min=0) * iou.detach()[rows, best].float()
+    return _Decoded(logits, iou, score, quality, mask, pointer)
 
 
 def _remember(tracker: Any, levels: Levels, decoded: _Decoded, *, binary: bool) -> FrameOutput:
@@ -216,14 +230,16 @@ def _remember(tracker: Any, levels: Levels, decoded: _Decoded, *, binary: bool) 
     # Memories teach the memory's own parts; the mask has a loss of its own.
     mask = F.interpolate(decoded.mask.detach()[:, None], size, mode="bilinear", align_corners=False)
     memory = _encode_memory(tracker, levels.coarse, mask, decoded.score > 0, binary=binary)
-    return FrameOutput(decoded.logits, decoded.iou, decoded.score, decoded.mask, memory, decoded.pointer)
+    return FrameOutput(
+        decoded.logits, decoded.iou, decoded.score, decoded.quality, decoded.mask, memory, decoded.pointer
+    )
 
 
 def _corrected(tracker: Any, levels: Levels, output: FrameOutput, truth: torch.Tensor) -> FrameOutput:
     """The output with the memory that the true masks (R, 1, 4g, 4g) leave."""
     shown = truth.flatten(1).any(1)
     memory = _encode_memory(tracker, levels.coarse, truth * GIVEN_SCALE + GIVEN_BIAS, shown, binary=False)
-    return replace(output, memory=memory)
+    return replace(output, memory=memory, quality=shown.float())
 
 
 def _embed(tracker: Any, prompt: Prompt, count: int) -> _Embedded:
@@ -240,16 +256,6 @@ def _embed(tracker: Any, prompt: Prompt, count: int) -> _Embedded:
         sparse, dense = tracker.prompt_encoder(points, labels, None, masks)
         positions = tracker.get_image_wide_positional_embeddings()
     return _Embedded(sparse, dense, positions, 0 if prompt.points is None else prompt.points.shape[2])
-
-
-def _spatial_positions(tracker: Any) -> torch.Tensor:
-    """(g * g, 1, D), of every memory."""
-    grid = tracker.prompt_encoder.image_embedding_size
-    device = tracker.no_memory_embedding.device
-    encoding: torch.Tensor = tracker.memory_encoder.position_encoding(
-        (1, tracker.mem_dim, *grid), device, torch.float32
-    )
-    return encoding.flatten(2).permute(2, 0, 1)
 
 
 def _encode_memory(
@@ -278,70 +284,3 @@ def _shrink_mask(downsampler: Any, mask: torch.Tensor) -> torch.Tensor:
         mask = layer.activation(mask * weight + bias)
     shrunk: torch.Tensor = downsampler.final_conv(mask)
     return shrunk
-
-
-def _recall(
-    tracker: Any,
-    levels: Levels,
-    number: int,
-    prompted: dict[int, FrameOutput],
-    tracked: dict[int, FrameOutput],
-    reach: int,
-    spatial: torch.Tensor,
-) -> torch.Tensor:
-    """`_prepare_memory_conditioned_features`: (R, C, g, g)."""
-    count, channels, grid, _ = levels.coarse.shape
-    dtype = torch.float32
-    chosen = _closest(prompted, number, tracker.config.max_cond_frame_num)
-    memories = [(0, output.memory) for output in chosen.values()]
-    for offset in range(tracker.num_maskmem - 1, 0, -1):
-        before = number - offset
-        output = tracked.get(before) or (prompted.get(before) if before not in chosen else None)
-        if output is not None:
-            memories.append((offset, output.memory))
-    temporal = tracker.memory_temporal_positional_encoding
-    keys = [memory.to(dtype) for _, memory in memories]
-    positions = [(spatial + temporal[offset - 1]).expand(-1, count, -1) for offset, _ in memories]
-    offsets = [number - index for index in prompted if index <= number]
-    pointers = [prompted[index].pointer for index in prompted if index <= number]
-    back = [offset for offset in range(1, reach) if number - offset in tracked]
-    offsets += back
-    pointers += [tracked[number - offset].pointer for offset in back]
-    tokens, token_positions = _pointer_tokens(tracker, pointers, offsets, reach, dtype)
-    conditioned = tracker.memory_attention(
-        current_vision_features=levels.coarse.flatten(2).permute(2, 0, 1),
-        current_vision_position_embeddings=levels.position,
-        memory=torch.cat([*keys, tokens]),
-        memory_posision_embeddings=torch.cat([*positions, token_positions]),
-        num_object_pointer_tokens=len(tokens),
-    )
-    result: torch.Tensor = conditioned.reshape(count, grid, grid, channels).permute(0, 3, 1, 2)
-    return result
-
-
-def _pointer_tokens(
-    tracker: Any, pointers: list[torch.Tensor], offsets: list[int], reach: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pointers cut into tokens of the memory's width, and where they lie in time: (P * C / D, R, D) each."""
-    stacked = torch.stack(pointers).to(dtype)
-    width = tracker.mem_dim
-    splits = stacked.shape[-1] // width
-    ago = torch.tensor(offsets, dtype=dtype, device=stacked.device) / (reach - 1)
-    sines = get_1d_sine_pe(ago, dim=stacked.shape[-1])  # type: ignore[no-untyped-call]  # as transformers has it
-    projected = tracker.temporal_positional_encoding_projection_layer(sines)[:, None].to(dtype)
-    tokens = stacked.reshape(len(offsets), -1, splits, width).permute(0, 2, 1, 3).flatten(0, 1)
-    return tokens, projected.expand(-1, stacked.shape[1], -1).repeat_interleave(splits, dim=0)
-
-
-def _closest(prompted: dict[int, FrameOutput], number: int, most: int) -> dict[int, FrameOutput]:
-    """`_select_closest_cond_frames`: the closest before, the closest after, and whichever else are close."""
-    if most == -1 or len(prompted) <= most:
-        return prompted
-    first = [
-        max((i for i in prompted if i < number), default=None),
-        min((i for i in prompted if i >= number), default=None),
-    ]
-    chosen = [index for index in first if index is not None]
-    others = sorted((index for index in prompted if index not in chosen), key=lambda index: abs(index - number))
-    chosen += others[: most - len(chosen)]
-    return {index: prompted[index] for index in chosen}

@@ -1,5 +1,6 @@
 """The training forward is transformers' tracker; the stage changes the tracker alone; scores say what happened."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,11 @@ def prompts_for(masks):
     }
 
 
-def transformers_masks(model, images, prompt):
-    """(T, R, 4g, 4g) logits of the tracker that `Sam3VideoModel` drives, with features cached as it caches them."""
+def transformers_masks(model, images, prompt, monkeypatch):
+    """(T, R, 4g, 4g) logits of the tracker that `Sam3VideoModel` drives, with features cached as it caches them.
+
+    What begins with a mask has the pointer of the single mask, as Meta's tracker gives it.
+    """
     count = 2
     session = Sam3TrackerVideoInferenceSession(
         video=images, video_height=IMAGE_SIZE, video_width=IMAGE_SIZE, dtype=torch.float32
@@ -77,7 +81,11 @@ def transformers_masks(model, images, prompt):
                         }
                         session.add_point_inputs(place, 0, inputs)
                 session.obj_with_new_inputs = list(range(count))
-            found.append(model.tracker_model(inference_session=session, frame_idx=index).pred_masks[:, 0])
+            with monkeypatch.context() as patch:
+                if not index and prompt.masks is not None:
+                    decode = functools.partial(model.tracker_model._single_frame_forward, multimask_output=False)
+                    patch.setattr(model.tracker_model, "_single_frame_forward", decode)
+                found.append(model.tracker_model(inference_session=session, frame_idx=index).pred_masks[:, 0])
     return torch.stack(found)
 
 
@@ -87,12 +95,12 @@ def test_the_forward_equals_transformers_tracker_over_many_frames(model, clip, k
     monkeypatch.setattr(torch, "bfloat16", torch.float32)
     images, masks = clip
     prompt = prompts_for(masks)[kind]
-    theirs = transformers_masks(model, images, prompt)
+    theirs = transformers_masks(model, images, prompt, monkeypatch)
     with torch.no_grad():
         levels = encode_frames(model, images)
         frames = [levels.select(torch.full((len(masks),), index)) for index in range(len(images))]
         # A session of fewer frames than that looks back no further than it is long.
-        outputs = track(model.tracker_model, frames, prompt, max_pointers=len(images))
+        outputs = track(model.tracker_model, frames, prompt, max_pointers=len(images), worth=-1.0)
     torch.testing.assert_close(torch.stack([output.mask for output in outputs]), theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -50,13 +50,18 @@ def test_a_detection_that_no_track_shows_is_new_if_it_is_sure():
     assert told.renewed == {0: 0}
 
 
-def test_where_detections_are_believed_each_supports_the_track_it_overlaps_most():
-    iou = np.array([[0.6, 0.9, 0.0], [0.0, 0.0, 0.8]], np.float32)
-    one = np.zeros(3, np.int64)
-    assert associate(iou, found([0.9, 0.9]), one, RULES).supporters.tolist() == [0, 0, 1]
+def test_where_detections_are_believed_each_shows_one_track():
+    iou = np.array([[0.85, 0.9, 0.0], [0.0, 0.0, 0.8]], np.float32)
+    one, sure = np.zeros(3, np.int64), found([0.9, 0.9])
+    assert associate(iou, sure, one, RULES).supporters.tolist() == [0, 0, 1]
     believed = replace(RULES, is_corrected=True)
-    assert associate(iou, found([0.9, 0.9]), one, believed).supporters.tolist() == [-1, 0, 1]
-    assert associate(np.zeros((2, 3), np.float32), found([0.9, 0.9]), one, believed).supporters.tolist() == [-1] * 3
+    told = associate(iou, sure, one, believed)
+    assert told.supporters.tolist() == [-1, 0, 1] and told.renewed == {1: 0, 2: 1}
+    # Who is not the first choice of a detection takes the next one.
+    beside = np.array([[0.85, 0.9, 0.0], [0.8, 0.0, 0.0]], np.float32)
+    told = associate(beside, sure, one, believed)
+    assert told.supporters.tolist() == [1, 0, -1] and told.renewed == {1: 0, 0: 1}
+    assert associate(np.zeros((2, 3), np.float32), sure, one, believed).supporters.tolist() == [-1] * 3
 
 
 def test_without_tracks_everything_is_new():
@@ -236,3 +241,18 @@ def test_scores_of_tracks_are_those_of_what_was_done_to_them():
     assert score([Tracked(truth, swapped)]).switches == 1.0
     nothing = score([Tracked(truth, truth[:0])])
     assert nothing.j == 0 and nothing.switches == 0
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_object_that_comes_back_is_judged_on_both_sides_of_the_gap():
+    truth = np.zeros((1, 50, 20, 20), bool)
+    truth[:, [*range(20), *range(30, 50)], 2:10, 2:10] = True
+    # One track has the object half to begin with, then whole, and not when it comes back: another one has it then.
+    found = np.zeros((2, *truth.shape[1:]), bool)
+    found[0, :5], found[0, 5:20] = truth[0, :5], truth[0, 5:20]
+    found[0, :5, 6:] = False
+    found[1, 30:] = truth[0, 30:]
+    scores = score([Tracked(truth, found)])
+    assert scores.before_hidden == pytest.approx((5 * 0.5 + 15) / 20)
+    assert (scores.just_before, scores.after_hidden, scores.after_by_any) == (1, 0, 1)
+    assert np.isnan(score([Tracked(truth[:, :20], found[:, :20])]).just_before)

@@ -41,7 +41,9 @@ class TrackScores:
         hota: In 0..1.
         switches: Id switches as a share of the tracks of the truth.
         before_hidden: J of objects before they are hidden for long.
-        after_hidden: J of the same tracks after the objects have come back.
+        just_before: The same in the last `AFTERWARDS` of these frames: who goes behind something is half hidden, too.
+        after_hidden: J of the same tracks in as many frames after the objects have come back.
+        after_by_any: J then of whichever track fits best: what identity costs is the difference.
         objects: How many there are.
     """
 
@@ -50,7 +52,9 @@ class TrackScores:
     hota: float
     switches: float
     before_hidden: float
+    just_before: float
     after_hidden: float
+    after_by_any: float
     objects: int
 
     def as_dict(self) -> dict[str, float]:
@@ -112,14 +116,16 @@ def score(clips: Sequence[Tracked]) -> TrackScores:
     clear = CLEAR({"PRINT_CONFIG": False})
     switches = sum(clear.eval_sequence(data)["IDSW"] for data in results)
     objects = [len(clip.truth) for clip in clips]
-    before, after = _around_gaps(clips)
+    before, just_before, after, after_by_any = _around_gaps(clips)
     return TrackScores(
         j=float(np.average([one["J-Mean"] for one in region], weights=objects)),
         f=float(np.average([one["F-Mean"] for one in region], weights=objects)),
         hota=float(combined["HOTA"].mean()),
         switches=float(switches / sum(objects)),
         before_hidden=before,
+        just_before=just_before,
         after_hidden=after,
+        after_by_any=after_by_any,
         objects=sum(objects),
     )
 
@@ -139,8 +145,17 @@ def measure_tracks(checkpoint: str, count: int, device: str) -> dict[str, TrackS
 
 def tracks_to_markdown(measured: dict[str, TrackScores]) -> str:
     """The table, a row for each way to ask."""
-    names = ("J", "F", "HOTA", "id switches / objects", "J before hidden", "J after hidden", "objects")
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    names = (
+        "J",
+        "F",
+        "HOTA",
+        "id switches / objects",
+        "J before hidden",
+        "just before",
+        "after",
+        "after, by any track",
+    )
+    lines = ["| | " + " | ".join([*names, "objects"]) + " |", "| --- |" + " --- |" * (len(names) + 1)]
     for way, scores in measured.items():
         *shares, objects = scores.as_dict().values()
         lines.append(f"| {way} | " + " | ".join(f"{value:.3f}" for value in shares) + f" | {objects:.0f} |")
@@ -191,9 +206,9 @@ def _sequence(clip: Tracked) -> dict[str, Any]:
     return data
 
 
-def _around_gaps(clips: Sequence[Tracked]) -> tuple[float, float]:
-    """J before objects are hidden for long, and of the same tracks when they are seen again; NaN without any."""
-    before, after = [], []
+def _around_gaps(clips: Sequence[Tracked]) -> tuple[float, ...]:
+    """The four J of `TrackScores` around frames in which objects are hidden for long; NaN without any."""
+    found: list[list[float]] = []
     for clip in clips:
         iou = overlaps(clip.truth, clip.found)
         for masks, own in zip(clip.truth, iou, strict=True):
@@ -201,7 +216,7 @@ def _around_gaps(clips: Sequence[Tracked]) -> tuple[float, float]:
             gaps = np.flatnonzero(np.diff(seen) > LEAST_HIDDEN)
             if len(gaps) and len(own):
                 early, late = seen[: gaps[0] + 1], seen[gaps[0] + 1 :][:AFTERWARDS]
-                track = own[:, early].mean(axis=1).argmax()
-                before.append(own[track, early].mean())
-                after.append(own[track, late].mean())
-    return (float(np.mean(before)), float(np.mean(after))) if before else (float("nan"), float("nan"))
+                track = own[own[:, early].mean(axis=1).argmax()]
+                frames = (early, early[-AFTERWARDS:], late)
+                found.append([*(float(track[part].mean()) for part in frames), float(own[:, late].max(axis=0).mean())])
+    return tuple(np.mean(found, axis=0).tolist()) if found else (float("nan"),) * 4

@@ -1,4 +1,4 @@
-"""Which detection of a frame belongs to which track. numpy only.
+"""Which detection of a frame belongs to which track: numbers in, numbers out.
 
 The rules and their numbers are those of Meta's video model (sam3/model/sam3_video_base.py, `_associate_det_trk` and
 `_process_hotstart`), within classes instead of within the one prompt of a session there.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
 # The class of objects that a person pointed at: whatever lies on them shows them.
 ANY_CLASS = -1
@@ -97,7 +98,8 @@ class Association:
     Attributes:
         new: Detections that are of no track.
         supporters: For each track the detection it overlaps most, if it supports it; else -1. One detection may support
-            several tracks; where detections are believed (`TrackingRules.is_corrected`), the one it overlaps most.
+            several tracks, but where detections are believed (`TrackingRules.is_corrected`), each shows one: what lies
+            on the edge of another object's is lost, and may be found again.
         duplicates: Groups of tracks that lie on one detection.
         renewed: Track -> the detection, sure and alike, that confirms it.
         found_again: Hidden track -> the detection that is where it would be drawn.
@@ -153,17 +155,28 @@ def associate(iou: Floats, found: Found, track_class: Ints, rules: TrackingRules
     iou = np.where(same, iou, 0)
     touching = iou >= found.new_iou[:, None]
     is_new = (found.scores >= found.new_confidence) & ~touching.any(axis=1)
-    sure = (found.scores >= rules.renew_confidence) & (iou.max(axis=1) >= rules.renew_iou)
-    supporters = np.where(iou.max(axis=0) >= rules.match_iou, iou.argmax(axis=0), -1)
     if rules.is_corrected:
-        # Where detections are believed, what lies on the edge of another object's is lost, and may be found again.
-        supporters = np.where(iou.argmax(axis=1)[supporters] == np.arange(tracks), supporters, -1)
+        supporters = _one_each(iou, rules.match_iou)
+        best = supporters[None] == np.arange(detections)[:, None]
+    else:
+        supporters = np.where(iou.max(axis=0) >= rules.match_iou, iou.argmax(axis=0), -1)
+        best = iou.argmax(axis=1)[:, None] == np.arange(tracks)
+    sure = (found.scores >= rules.renew_confidence)[:, None] & (iou >= rules.renew_iou) & best
     return Association(
         new=np.flatnonzero(is_new).tolist(),
         supporters=supporters,
         duplicates=[np.flatnonzero(row).tolist() for row in touching if row.sum() > 1],
-        renewed={int(iou[index].argmax()): int(index) for index in np.flatnonzero(sure)},
+        renewed={track: detection for detection, track in np.argwhere(sure).tolist()},
     )
+
+
+def _one_each(iou: Floats, least: float) -> Ints:
+    """For each of T tracks a detection of its own, or -1, so that the sum of IoU of at least this is greatest."""
+    supporters = np.full(iou.shape[1], -1, dtype=np.int64)
+    detections, tracks = linear_sum_assignment(np.where(iou >= least, iou, 0), maximize=True)
+    is_pair = iou[detections, tracks] >= least
+    supporters[tracks[is_pair]] = detections[is_pair]
+    return supporters
 
 
 def find_again(association: Association, iou: Floats, found: Found, track_class: Ints, limit: float) -> Association:

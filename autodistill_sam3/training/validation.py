@@ -145,20 +145,11 @@ def box_results(model: Sam3VideoModel, plans: list[Plan], *, jitter: float = 0.0
     """Mean IoU of the masks of jittered boxes, and what the model itself thinks of it."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(HELD_OUT_SEED)
-    overlaps, predictions = [], []
+    found = []
     for plan in plans:
         batch = realise(plan, IMAGE_SIZE, device)
-        boxes = jitter_boxes(batch.scenes.boxes_xyxy, jitter, generator)
-        images = normalise(batch.scenes.images, sam3.PIXEL_MEAN, sam3.PIXEL_STD)
-        with _autocast(device):
-            logits, predicted = run_box_decoder(model, images, boxes)
-        rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
-        truth = object_masks(batch.scenes, rows, slots, IMAGE_SIZE)
-        overlaps.append(
-            torch.cat([_mask_iou(one, mask[None])[0] for one, mask in zip(logits[rows, slots], truth, strict=True)])
-        )
-        predictions.append(predicted[rows, slots, 0].float())
-    overlap, prediction = torch.cat(overlaps), torch.cat(predictions)
+        found.append(_prompted(model, batch, boxes=jitter_boxes(batch.scenes.boxes_xyxy, jitter, generator)))
+    overlap, prediction = (torch.cat(values) for values in zip(*found, strict=True))
     return {
         "box_iou": float(overlap.mean()),
         "box_predicted_iou": float(prediction.mean()),
@@ -174,16 +165,23 @@ def point_results(model: Sam3VideoModel, plans: list[Plan]) -> dict[str, float]:
     overlaps = []
     for plan in plans:
         batch = realise(plan, IMAGE_SIZE, device)
-        points = points_inside(batch.scenes, generator)
-        images = normalise(batch.scenes.images, sam3.PIXEL_MEAN, sam3.PIXEL_STD)
-        with _autocast(device):
-            logits, predicted = run_box_decoder(model, images, None, points, multimask=True)
-        rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
-        best = predicted[rows, slots].argmax(1)
-        truth = object_masks(batch.scenes, rows, slots, IMAGE_SIZE)
-        chosen = logits[rows, slots, best]
-        overlaps += [_mask_iou(one[None], mask[None])[0] for one, mask in zip(chosen, truth, strict=True)]
+        overlaps.append(_prompted(model, batch, points=points_inside(batch.scenes, generator))[0])
     return {"point_iou": float(torch.cat(overlaps).mean())}
+
+
+def _prompted(
+    model: Sam3VideoModel, batch: Batch, *, boxes: torch.Tensor | None = None, points: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """IoU and predicted IoU, (M,) each, of the best-looking masks of the objects that can be seen."""
+    images = normalise(batch.scenes.images, sam3.PIXEL_MEAN, sam3.PIXEL_STD)
+    with _autocast(images.device):
+        logits, predicted = run_box_decoder(model, images, boxes, points, multimask=points is not None)
+    rows, slots = (batch.scenes.visible >= MIN_VISIBLE).nonzero(as_tuple=True)
+    prediction, best = predicted[rows, slots].float().max(1)
+    truth = object_masks(batch.scenes, rows, slots, IMAGE_SIZE)
+    chosen = logits[rows, slots, best]
+    overlap = [_mask_iou(one[None], mask[None])[0] for one, mask in zip(chosen, truth, strict=True)]
+    return torch.cat(overlap), prediction
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from skimage.morphology import remove_small_holes, remove_small_objects
 
 from autodistill_sam3.instances import compact_masks
-from autodistill_sam3.segmentation.memory import Memory
+from autodistill_sam3.segmentation.logits import MaskLogits
+from autodistill_sam3.segmentation.memory import Decoded, Memory
 from autodistill_sam3.training.video_table import Tracked, score
 from autodistill_sam3.video.association import (
     ANY_CLASS,
@@ -24,8 +25,10 @@ from autodistill_sam3.video.association import (
     suppress_duplicates,
     within_reach,
 )
+from autodistill_sam3.video.detections import Detections
 from autodistill_sam3.video.masks import mask_iou, without_overlap, without_shrunk, without_specks
-from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory
+from autodistill_sam3.video.objects import MemoryLimits, ObjectMemory, TrackedObject
+from autodistill_sam3.video.step import FrameStep
 
 RULES = TrackingRules(
     nms_iou=0.1, new_iou=0.1, match_iou=0.5, new_confidence=0.7, hotstart_delay=15, hotstart_unmatched=8,
@@ -62,6 +65,45 @@ def test_where_detections_are_believed_each_shows_one_track():
     told = associate(beside, sure, one, believed)
     assert told.supporters.tolist() == [1, 0, -1] and told.renewed == {1: 0, 0: 1}
     assert associate(np.zeros((2, 3), np.float32), sure, one, believed).supporters.tolist() == [-1] * 3
+
+
+def logits_of(*boxes):
+    """(N, 40, 40), positive in boxes xyxy."""
+    logits = torch.full((len(boxes), 40, 40), -9.0)
+    for one, (left, top, right, bottom) in zip(logits, boxes, strict=True):
+        one[top:bottom, left:right] = 9.0
+    return logits
+
+
+def matched(was, carried, detected, rules, unsupported=0):
+    """What a frame's detections say of tracks that were at boxes `was` and are drawn at boxes `carried`."""
+    limits = MemoryLimits(frames=3, pointers=16, conditioning=4)
+    objects = [
+        TrackedObject(place, 0, 0, "text", ObjectMemory(limits), 0.9, unsupported=unsupported,
+                      last_xyxy=np.array(box, np.float32))
+        for place, box in enumerate(was)
+    ]  # fmt: skip
+    logits, ones = logits_of(*carried), torch.ones(len(carried))
+    sure = found([0.9] * len(detected))
+    masks = MaskLogits(logits_of(*detected), sure.scores, np.zeros(len(detected), np.int64))
+    step = FrameStep(7, (40, 40), None, None, rules, 16, False)
+    detections = Detections(masks, sure, np.array(["text"] * len(detected)))
+    return step.match(objects, Decoded(logits, logits, ones, ones, ones[:, None]), detections)
+
+
+def test_an_object_whose_mask_was_drawn_away_is_found_where_it_was():
+    here, there = (2, 2, 12, 12), (25, 25, 35, 35)
+    believed = replace(RULES, is_corrected=True, match_iou=0.1)
+    # Two that look alike: what is carried over of the second lies on the first.
+    told = matched([here, there], [here, here], [here, (26, 25, 36, 35)], believed)
+    assert told.supporters.tolist() == [0, 1] and not told.new
+    # One that has not been there for a while may be anywhere.
+    told = matched([here, there], [here, here], [here, (26, 25, 36, 35)], replace(believed, relink=None), unsupported=1)
+    assert told.supporters.tolist().count(-1) == 1 and told.new == [1]
+    # Who believes tracks takes their word.
+    assert matched([here, there], [here, here], [here, (26, 25, 36, 35)], RULES).new == [1]
+    # Another object that appears beside it is another object.
+    assert matched([here], [here], [here, (8, 13, 18, 23)], believed).new == [1]
 
 
 def test_without_tracks_everything_is_new():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import supervision as sv
 import torch
 from torch.nn.functional import interpolate
 
@@ -19,6 +20,8 @@ from autodistill_sam3.video.objects import TrackedObject
 from autodistill_sam3.video.tracks import NO_TEXT, FrameTracks
 
 _HIDDEN, _SURE = -10.0, 10.0
+# Of boxes: beside it, another object's box overlaps less.
+_STAYED_IOU = 0.5
 
 
 @dataclass(eq=False)
@@ -62,7 +65,14 @@ class FrameStep:
     def match(self, objects: Sequence[TrackedObject], carried: Decoded, detected: Detections) -> Association:
         """Which detections show which objects."""
         classes, positive = _classes(objects), carried.logits > 0
-        association = associate(mask_iou(detected.masks.logits > 0, positive), detected.found, classes, self.rules)
+        iou = mask_iou(detected.masks.logits > 0, positive)
+        boxes = tight_boxes(detected.masks.logits > 0), _last_boxes(objects)
+        if self.rules.is_corrected:
+            # What looks alike draws a mask away: a detection where the object was a frame ago shows it all the same.
+            was_there = np.array([own.unsupported == 0 for own in objects], dtype=bool)
+            stayed = sv.box_iou_batch(*boxes).astype(np.float32)
+            iou = np.maximum(iou, np.where(was_there[None] & (stayed >= _STAYED_IOU), stayed, 0))
+        association = associate(iou, detected.found, classes, self.rules)
         hidden = ~positive.flatten(1).any(1)
         if self.rules.is_corrected:
             # Where detections are believed, a track that none supports is as good as hidden.
@@ -74,7 +84,6 @@ class FrameStep:
         association = find_again(association, iou, detected.found, classes, self.rules.match_iou)
         if self.rules.relink is None or not association.new:
             return association
-        boxes = tight_boxes(detected.masks.logits > 0), np.stack([own.last_xyxy for own in objects])
         same = (detected.found.class_id[:, None] == classes[None]) & hidden.cpu().numpy()[None]
         gaps = np.array([own.unsupported + 1 for own in objects])
         return within_reach(association, boxes, same, gaps, self.rules.relink)
@@ -225,6 +234,11 @@ class FrameStep:
 
 def _classes(objects: Sequence[TrackedObject]) -> npt.NDArray[np.int64]:
     return np.array([own.class_id for own in objects], dtype=np.int64)
+
+
+def _last_boxes(objects: Sequence[TrackedObject]) -> npt.NDArray[np.float32]:
+    """(N, 4) xyxy of the detections that supported objects last."""
+    return np.array([own.last_xyxy for own in objects], dtype=np.float32).reshape(-1, 4)
 
 
 def adopt(own: TrackedObject, score: float, prompt_index: int, source: str) -> None:

@@ -145,16 +145,7 @@ def measure_tracks(checkpoint: str, count: int, device: str) -> dict[str, TrackS
 
 def tracks_to_markdown(measured: dict[str, TrackScores]) -> str:
     """The table, a row for each way to ask."""
-    names = (
-        "J",
-        "F",
-        "HOTA",
-        "id switches / objects",
-        "J before hidden",
-        "just before",
-        "after",
-        "after, by any track",
-    )
+    names = ["J", "F", "HOTA", "id switches / objects", "J before hidden", "just before", "after", "by any track"]
     lines = ["| | " + " | ".join([*names, "objects"]) + " |", "| --- |" + " --- |" * (len(names) + 1)]
     for way, scores in measured.items():
         *shares, objects = scores.as_dict().values()

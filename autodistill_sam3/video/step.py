@@ -66,11 +66,10 @@ class FrameStep:
         """Which detections show which objects."""
         classes, positive = _classes(objects), carried.logits > 0
         iou = mask_iou(detected.masks.logits > 0, positive)
-        boxes = tight_boxes(detected.masks.logits > 0), _last_boxes(objects)
         if self.rules.is_corrected:
             # What looks alike draws a mask away: a detection where the object was a frame ago shows it all the same.
             was_there = np.array([own.unsupported == 0 for own in objects], dtype=bool)
-            stayed = sv.box_iou_batch(*boxes).astype(np.float32)
+            stayed = sv.box_iou_batch(*_boxes(detected, objects)).astype(np.float32)
             iou = np.maximum(iou, np.where(was_there[None] & (stayed >= _STAYED_IOU), stayed, 0))
         association = associate(iou, detected.found, classes, self.rules)
         hidden = ~positive.flatten(1).any(1)
@@ -86,7 +85,7 @@ class FrameStep:
             return association
         same = (detected.found.class_id[:, None] == classes[None]) & hidden.cpu().numpy()[None]
         gaps = np.array([own.unsupported + 1 for own in objects])
-        return within_reach(association, boxes, same, gaps, self.rules.relink)
+        return within_reach(association, _boxes(detected, objects), same, gaps, self.rules.relink)
 
     def correct(
         self, objects: Sequence[TrackedObject], carried: Decoded, detected: Detections, association: Association
@@ -236,9 +235,12 @@ def _classes(objects: Sequence[TrackedObject]) -> npt.NDArray[np.int64]:
     return np.array([own.class_id for own in objects], dtype=np.int64)
 
 
-def _last_boxes(objects: Sequence[TrackedObject]) -> npt.NDArray[np.float32]:
-    """(N, 4) xyxy of the detections that supported objects last."""
-    return np.array([own.last_xyxy for own in objects], dtype=np.float32).reshape(-1, 4)
+def _boxes(
+    detected: Detections, objects: Sequence[TrackedObject]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Boxes xyxy of the D detections, and of those that supported N objects last: (D, 4) and (N, 4)."""
+    last = np.array([own.last_xyxy for own in objects], dtype=np.float32).reshape(-1, 4)
+    return tight_boxes(detected.masks.logits > 0), last
 
 
 def adopt(own: TrackedObject, score: float, prompt_index: int, source: str) -> None:
